@@ -204,6 +204,7 @@ def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, T
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *_, ctx.hidden_gradient, ctx.weight_gradient, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else backward gets zeros for the outputs without a gradient, one of them V x D
     ctx.save_for_backward(*output[3:])
 
 

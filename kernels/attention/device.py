@@ -4,12 +4,13 @@ Words: a document has `length_q` queries and `length_k` keys; query row m stands
 m + length_k - length_q (the last query sees the last key, as in flash-attention since 2.1).
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
-from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED, Kernel, jit, tl, triton_refusal
+from fmscale.kernels.launch import INTERPRETED, Kernel, jit, tl, triton_refusal
 
 from fmscale.errors import KernelError
 
@@ -32,14 +33,7 @@ FAR = 2**24
 def sized(*names: str) -> Callable[[Callable[..., None]], Kernel]:
     """`jit` without a recompilation for new values of the integers `names` (token and document counts)."""
 
-    def decorate(kernel: Callable[..., None]) -> Kernel:
-        if not HAVE_TRITON:
-            return cast(Kernel, kernel)
-        import triton
-
-        return cast(Kernel, triton.jit(kernel, do_not_specialize=list(names)))
-
-    return decorate
+    return functools.partial(Kernel, do_not_specialize=list(names))
 
 
 @jit

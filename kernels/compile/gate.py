@@ -29,6 +29,7 @@ import fmscale.kernels
 import torch
 from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.compile.lint import lint
+from fmscale.kernels.launch import Kernel
 
 SHARED_LIMIT = 227 * 1024
 """Shared memory that one block may have on sm_90, in bytes."""
@@ -84,7 +85,8 @@ def examine(case: CompileCase) -> GateRow:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = list(case.kernel.arg_names)
+    kernel = case.kernel.made if isinstance(case.kernel, Kernel) else case.kernel
+    names = list(kernel.arg_names)
     missing = set(names) - set(case.signature) - set(case.constants)
     assert not missing, f"{case.name}: no type or value for {sorted(missing)}"
     signature = {name: case.signature.get(name, "constexpr") for name in names}
@@ -94,7 +96,7 @@ def examine(case: CompileCase) -> GateRow:
         if signature[name] != "constexpr" and signature[name][:2] != "fp" and name not in case.unaligned
     ]
     source = ASTSource(
-        fn=case.kernel,
+        fn=kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in case.constants.items()},
         attrs={index: [["tt.divisibility", 16]] for index in aligned},

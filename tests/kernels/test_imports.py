@@ -1,5 +1,6 @@
 import ast
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,4 +89,13 @@ else:
 
 def test_without_triton_every_op_runs_in_eager() -> None:
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_on_a_cpu_triton_stays_unimported() -> None:
+    """The import takes 67 MB, which every training process on a CPU would hold."""
+    code = "import sys, torch; from fmscale.kernels import swiglu; swiglu(torch.ones(2), torch.ones(2))"
+    code += "; assert 'triton' not in sys.modules"
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,13 @@ and again during training. Here both get the device of `pick_device`; the launch
 
 import logging
 import os
+import sys
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
 
 from fmscale.errors import ConfigError
 from fmscale.runtime import variables
@@ -55,3 +60,18 @@ def import_deepspeed(device: str) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def without_triton() -> Iterator[None]:
+    """Imports inside find no Triton where there is no GPU and none of its kernels can run: torch's compiler, which
+    every optimizer imports, and DeepSpeed import it if they can, which takes 76 MB and 0.4 CPU seconds.
+    """
+    hidden = "triton" not in sys.modules and not torch.cuda.is_available()
+    if hidden:
+        cast(Any, sys.modules)["triton"] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["triton"]

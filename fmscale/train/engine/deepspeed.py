@@ -15,7 +15,7 @@ from fmscale.errors import ConfigError
 from fmscale.models.weights import Whole
 from fmscale.objectives.protocol import Inputs, Loss, Objective
 from fmscale.runtime.axes import Axis
-from fmscale.train.engine.accelerator import import_deepspeed
+from fmscale.train.engine.accelerator import import_deepspeed, without_triton
 from fmscale.train.engine.deepspeed_config import deepspeed_config
 from fmscale.train.engine.gather import gather_over
 from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
@@ -48,12 +48,13 @@ class DeepSpeedEngine:
         self._gather = gather_over(dp)
         # Decay would pull the adapted weights to the base, and not to zero.
         groups = parameter_groups(trained, optimizer, decay=config.adapter is None)
-        base = make_optimizer(groups, optimizer, offload=train.offload_optimizer)
+        with without_triton():
+            base = make_optimizer(groups, optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
         settings = deepspeed_config(train, optimizer, batch, device)
         # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
-        with redirect_stdout(io.StringIO()):
+        with without_triton(), redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=trained, optimizer=base, config=settings, dist_init_required=False
             )

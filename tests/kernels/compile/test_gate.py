@@ -121,7 +121,7 @@ from fmscale.kernels.compile.gate import all_cases, examine
 first = {case.kernel.__name__: case for case in reversed(all_cases())}
 rows = []
 for case in first.values():
-    fixed = [p.name for p in case.kernel.params if p.do_not_specialize]
+    fixed = [p.name for p in case.kernel.made.params if p.do_not_specialize]
     ones = {name: 1 for name, kind in case.signature.items() if kind == "i32" and name not in fixed}
     kept = {name: kind for name, kind in case.signature.items() if name not in ones}
     rows.append(examine(replace(case, signature=kept, constants={**case.constants, **ones})))
