@@ -59,6 +59,9 @@ class DeepSpeedEngine:
                 model=trained, optimizer=base, config=settings, dist_init_required=False
             )
         self.module: nn.Module = self._engine.module
+        # A rank alone would copy all its gradients into a buffer and back: 141 MB for two layers of SmolLM2.
+        self._alone = self._stage == 0 and dp.size == 1
+        self._engine.enable_backward_allreduce = not self._alone
         self.updates = 0
         self._clip = optimizer.clip_norm
         # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
@@ -131,6 +134,9 @@ class DeepSpeedEngine:
 
     def _step_replicated(self) -> Update:
         """Compute and check the norm here, as DeepSpeed neither reports nor checks it in fp32 at stage 0."""
+        for parameter in self.module.parameters() if self._alone else ():
+            if parameter.requires_grad and parameter.grad is None:  # decays all the same, as with more ranks
+                parameter.grad = torch.zeros_like(parameter)
         limit = self._clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         applied = norm < float("inf")
