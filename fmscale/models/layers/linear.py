@@ -39,7 +39,7 @@ class Embedding(nn.Embedding):
         trained = weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if not trained or sys.platform != "linux" or weight.device.type != "cpu" or weight.nbytes < LARGE:
             return super().forward(input)
-        rows: Tensor = _Rows.apply(weight, input)
+        rows: Tensor = _Rows.apply(weight, input)  # type: ignore[no-untyped-call]
         return rows
 
 
