@@ -208,7 +208,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*output[3:])
 
 
-def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 11
     dhidden, dweight = (_scale(t, upstream) for t in ctx.saved_tensors)
     gradients = (dhidden if ctx.hidden_gradient else None, dweight if ctx.weight_gradient else None)
     return *gradients, *(None,) * 9

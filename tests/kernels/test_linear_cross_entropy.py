@@ -170,7 +170,7 @@ def test_a_frozen_side_costs_nothing(device: torch.device) -> None:
 
 def test_the_weight_gradient_is_scaled_in_its_place(device: torch.device) -> None:
     """A second backward, which would scale it again, is refused."""
-    hidden, weight, labels = problem(10, 8, 70, torch.float32, device)
+    hidden, weight, labels = problem(10, 8, 700, torch.float32, device)
     kept: list[int] = []
 
     def note(stored: Tensor) -> Tensor:  # only its address: a gradient with a reference is copied
@@ -179,9 +179,12 @@ def test_the_weight_gradient_is_scaled_in_its_place(device: torch.device) -> Non
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         total, _ = linear_cross_entropy(hidden, weight.requires_grad_(), labels, backend="triton")
-    (total * 3).backward()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        (total * 3).backward()
     assert weight.grad is not None
     assert weight.grad.data_ptr() in kept
+    # nor is another V x D made for an output that has no gradient
+    assert all(event.cpu_memory_usage < weight.nbytes for event in profile.events() or ())
     weight.grad = None
     total, _ = linear_cross_entropy(hidden, weight, labels, backend="triton")
     total.backward(retain_graph=True)

@@ -1,5 +1,7 @@
 """The layers that models other than the decoder will use: encoders and cross-attention."""
 
+import sys
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fmscale.config.model import RopeScaling
-from fmscale.models.layers import CrossAttention, FeedForward, RMSNorm, Rotary, SelfAttention, rotary
+from fmscale.models.layers import CrossAttention, Embedding, FeedForward, RMSNorm, Rotary, SelfAttention, rotary
 
 Layer = TypeVar("Layer", bound=nn.Module)
 HEADS: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
@@ -109,3 +111,17 @@ def test_the_norm_adds_the_residual_first() -> None:
     torch.testing.assert_close(h, x + residual)
     torch.testing.assert_close(y, nn.functional.rms_norm(h, (16,), norm.weight, 1e-3))
     torch.testing.assert_close(norm(h), y)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are Linux's")
+def test_the_gradient_of_a_large_embedding_holds_the_rows_that_were_read() -> None:
+    """The same bits as torch's, whose gradient holds all rows; 16 MiB and more count as large."""
+    layer = drawn(Embedding(2**14, 256))
+    weight = layer.weight
+    ids, given = torch.tensor([[5, 2, 16000], [5, 7, 5]]), torch.randn(2, 3, 256)
+    (found,) = torch.autograd.grad(layer(ids), weight, given)
+    maps = Path("/proc/self/smaps").read_text().split(f"\n{found.data_ptr():x}-")[1]
+    assert int(maps.split("\nRss:")[1].split()[0]) <= 4 * 4  # KiB of four rows, a page at most each
+    (wanted,) = torch.autograd.grad(nn.functional.embedding(ids, weight), weight, given)
+    assert torch.equal(found, wanted)
+    assert layer(ids).equal(nn.functional.embedding(ids, weight))

@@ -37,9 +37,6 @@ def model_of(seed: int, score: bool = False) -> Any:
     config = ModelConfig(**{**vars(found), "score": score})
     model = build(config, vocab_size=GOLDEN["vocab_size"])
     names = hf_names(config)
-    if score:
-        names = {**names, "score.weight": "score.weight"}
-        del names["output.weight"]
     own = dict(model.named_parameters())
     weights = draw(seed, {theirs: tuple(own[name].shape) for name, theirs in names.items()})
     for name, theirs in names.items():

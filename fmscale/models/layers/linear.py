@@ -26,7 +26,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """Rows of weight (V, D) by token id; the weight is left uninitialised. On a CPU the gradient of a large weight
+    """Rows of weight (V, D) by token id; the weight is left uninitialised. On a CPU the gradient of a large fp32 weight
     takes memory only for the rows that were read.
     """
 
@@ -37,7 +37,8 @@ class Embedding(nn.Embedding):
         """Vectors (..., D) of the token ids (...)."""
         weight = self.weight
         trained = weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not trained or sys.platform != "linux" or weight.device.type != "cpu" or weight.nbytes < LARGE:
+        large = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.nbytes >= LARGE
+        if not large or not trained or sys.platform != "linux":
             return super().forward(input)
         rows: Tensor = _Rows.apply(weight, input)  # type: ignore[no-untyped-call]
         return rows

@@ -1,13 +1,16 @@
 """DeepSpeed computes on the run's device, not on the machine's default or the launcher's local rank."""
 
 import os
+import sys
 
 import pytest
+import torch
 
 from fmscale.errors import ConfigError
 from fmscale.runtime import variables
 from fmscale.train.engine.accelerator import import_deepspeed
 from tests.helpers.ranks import run_ranks
+from tests.train.engines import config_of, make_engine, train
 
 
 def on_cpu(rank: int, size: int) -> list[dict[str, str | None]]:
@@ -43,3 +46,14 @@ def test_an_accelerator_that_contradicts_the_run_is_refused(monkeypatch: pytest.
     with pytest.raises(ConfigError, match="DS_ACCELERATOR contradicts the device of the run, which is cpu") as caught:
         import_deepspeed("cpu")
     assert caught.value.found == "cuda"
+
+
+def imported(rank: int, size: int) -> bool:
+    train(make_engine(config_of(0, "fp32"), rank, size), rank, size, range(1))
+    return "triton" in sys.modules
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels may run")
+def test_a_step_without_a_gpu_imports_no_triton() -> None:
+    """torch's compiler, which torch's optimizers import, and DeepSpeed would import it: 76 MB."""
+    assert run_ranks(imported, 1, timeout=120) == [False]

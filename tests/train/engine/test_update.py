@@ -10,7 +10,7 @@ import torch
 
 from fmscale.config import Config, OptimizerConfig
 from tests.helpers.ranks import run_ranks
-from tests.train.engines import config_of, held, make_engine, train
+from tests.train.engines import ROWS, config_of, held, make_engine, rows_of, train
 
 RATE = 1e-2
 ADAMW = OptimizerConfig(lr=1.0, betas=(0.5, 0.75), eps=1e-2, weight_decay=0.5, clip_norm=0.0)
@@ -42,6 +42,29 @@ def test_an_update_is_adamw_with_the_configs_numbers_and_decays_only_matrices(st
         kept = 1 - RATE * 0.5 if len(shape) > 1 else 1.0
         expected = kept * weight - RATE * gradient / (gradient.abs() + 1e-2)
         torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-7, msg=partial("{}: {}".format, name))
+
+
+def alone(rank: int, size: int) -> tuple[Any, Any, int]:
+    """A parameter before and after a step without its gradient, and the collectives of the backward, of one rank."""
+    engine = make_engine(dataclasses.replace(config_of(0, "fp32"), optimizer=ADAMW), rank, size)
+    before = held(engine, save=True)[0]
+    weight = next(p for p in engine.module.parameters() if p.numel() == before[4].numel())
+    with pytest.MonkeyPatch.context() as patch:
+        reduced: list[Any] = []
+        patch.setattr("deepspeed.comm.all_reduce", lambda *args, **rest: reduced.append(args))
+        loss = engine.forward(rows_of(0, 0, ROWS, ROWS))
+        weight.requires_grad_(False)
+        engine.backward(loss.sum, last=True)
+        weight.requires_grad_(True)
+    engine.step(RATE)
+    return before[4], held(engine, save=True)[0][4], len(reduced)
+
+
+def test_a_rank_alone_reduces_nothing_and_decays_all() -> None:
+    """A parameter that the loss did not use decays, as among several ranks, whose sum of gradients is 0."""
+    [(before, after, reduced)] = run_ranks(alone, 1, timeout=120)
+    assert reduced == 0
+    torch.testing.assert_close(after, before * (1 - RATE * 0.5))
 
 
 def norms(rank: int, size: int, stage: int, reduce_precision: str | None) -> list[float]:
