@@ -21,7 +21,8 @@ HAVE_TRITON = _ORIGIN is not None
 TRITON_VERSION = "absent"
 INTERPRETED = False
 if _ORIGIN is not None:
-    TRITON_VERSION = re.findall(r"^__version__ = ['\"](.+)['\"]$", Path(_ORIGIN).read_text(), re.MULTILINE)[0]
+    _versions = re.findall(r"^__version__ = ['\"](.+)['\"]$", Path(_ORIGIN).read_text(), re.MULTILINE)
+    TRITON_VERSION = _versions[0] if _versions else "unknown"  # for which no table of launches is kept
     if "TRITON_INTERPRET" in os.environ:
         import triton
 

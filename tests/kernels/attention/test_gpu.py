@@ -149,7 +149,7 @@ def test_no_layout_of_documents_compiles_again(device: torch.device) -> None:
     kernels: tuple[Any, ...] = (slots_kernel, forward_kernel, delta_kernel, dkdv_kernel, dq_kernel)
 
     def compiled() -> list[int]:
-        return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
+        return [len(kernel.made.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
 
     sizes = []
     for documents in ((33, 7), (1,), (16,), (1024,), (5,) * 16, (64,) * 255, (3000, 0, 24)):
