@@ -7,17 +7,22 @@ neighbouring segments, and the claim is the median of the pairs' ratios.
 - T1.overhead: the real loop (data, journal, agreement, seeds, fence) against a hand-written loop over rows on the
 device: only forward, backward, step.
 - T2.feed: the real loop fed by the store against the same loop fed with a single repeated batch.
+- T4.foreign: the real loop with the store, against transformers' Llama with torch's AdamW and against a loop and model
+like nanoGPT's, on the same rows: tokens a CPU-second, and the loss at equal CPU-seconds.
 - T3.h200: the model of `configs/run/h200.yaml` on a GPU, in a run of minutes; without a GPU there is no figure.
 """
 
 import json
+import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness import ROOT, Claim, run_json, write_results
+from benchmarks.train_foreign import loss_at
 from benchmarks.train_gpu import TARGET, TIMEOUT
 
 PACKAGES = ["torch", "deepspeed", "numpy", "pyarrow"]
@@ -55,6 +60,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             found["feed"],
             0.99,
         ),
+        *foreign_claims(found["foreign"], found["losses"]),
         gpu_claim(),
     ]
     write_results("train", claims, quick=quick, packages=PACKAGES)
@@ -78,6 +84,28 @@ def pair_claim(id: str, what: str, peer: str, pairs: list[dict[str, float]], tar
         ok=ratio >= target,
         runs=[{"system": name, "value": pair[name]} for pair in pairs for name in ("ours", "other")],
     )
+
+
+def foreign_claims(segments: list[dict[str, tuple[float, float]]], losses: dict[str, list[float]]) -> Iterator[Claim]:
+    """T4, of segments {system: (tokens/s, CPU-seconds)} and each system's losses by step."""
+    cpu = {name: [segment[name][1] for segment in segments] for name in segments[0]}
+    for peer in ("transformers", "nanogpt"):
+        ratios = [other / mine for mine, other in zip(cpu["ours"], cpu[peer], strict=True)]
+        steps = len(losses["ours"]) // len(segments)
+        seconds = min(sum(cpu["ours"]), sum(cpu[peer]))
+        mine, other = (loss_at(seconds, cpu[name], losses[name]) for name in ("ours", peer))
+        yield Claim(
+            id=f"T4.{peer}",
+            what=f"steps a CPU-second, and {len(segments) * steps} steps' loss at equal CPU-seconds: "
+            f"{mine:.4f} against {other:.4f} after {seconds:.0f} s",
+            unit="steps a CPU-second",
+            ours=len(losses["ours"]) / sum(cpu["ours"]),
+            peers={peer: len(losses[peer]) / sum(cpu[peer])},
+            ratio=statistics.median(ratios),
+            target=f">= 1.0 of {peer}, and the loss not above its loss; median of {len(segments)} segments",
+            ok=statistics.median(ratios) >= 1.0 and mine <= other,
+            runs=[{"system": name, "value": segment[name][0]} for segment in segments for name in ("ours", peer)],
+        )
 
 
 def gpu_claim() -> Claim:

@@ -1,4 +1,4 @@
-"""The pairs of T1 and T2, in one process: python -m benchmarks.train_pairs FOLDER PAIRS STEPS."""
+"""The pairs of T1, T2 and T4, in one process: python -m benchmarks.train_pairs FOLDER PAIRS STEPS."""
 
 import json
 import sys
@@ -6,17 +6,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.train_foreign import llama, nanogpt
 from fmscale.config import Config, derive_batch, load_config
 from fmscale.data.batch import Microbatch
 from fmscale.data.ingest import ingest
 from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.failure import Whereabouts
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.runtime.world import read_world
 from fmscale.train.data import empty_batch
 from fmscale.train.engine.protocol import Engine
+from fmscale.train.length import run_length
 from fmscale.train.loop import Loop, dry_run, run_loop
 from fmscale.train.session import meet
 from fmscale.train.setup import assemble
@@ -39,7 +43,7 @@ class NoSaves:
     blocking_seconds = 0.0
     clock_due = False
 
-    def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool) -> None:
+    def step_done(self, step: int, loader_state: dict[str, Any], **due: Any) -> None:
         """A save is never due, also at the end of a segment."""
 
     def fence(self) -> None:
@@ -51,7 +55,8 @@ class Again:
 
     stall_seconds = 0.0
 
-    def __init__(self, batches: list[Microbatch]) -> None:
+    def __init__(self, plan: Any, batches: list[Microbatch]) -> None:
+        self.plan = plan
         self._stream = self._forever(batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +96,20 @@ def pairs(ours: Callable[[], None], other: Callable[[], None], tokens: int, coun
     return found
 
 
-def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
+def rounds(sides: dict[str, Callable[[], None]], tokens: int, count: int) -> list[dict[str, tuple[float, float]]]:
+    """`count` segments of each side in alternating order: tokens a second, and CPU-seconds."""
+    found = []
+    for number in range(count):
+        spent = {}
+        for name in list(sides) if number % 2 else reversed(sides):
+            began, used = time.perf_counter(), time.process_time()
+            sides[name]()
+            spent[name] = tokens / (time.perf_counter() - began), time.process_time() - used
+        found.append(spent)
+    return found
+
+
+def main(folder: Path, count: int, steps: int, *, foreign: bool = True) -> dict[str, Any]:
     """Ingest the standard library's source, build a run, measure."""
     store = str(folder / "store")
     corpus = Path(json.__file__).parent.parent
@@ -102,26 +120,46 @@ def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
     batch = derive_batch(config.batch, world.world_size)
     with ExitStack() as stack:
         session = meet(config, world, Whereabouts(), stack)
-        built, _ = assemble(session, batch, 10**6, stack, lambda r: None, lambda r: None)
+        length = run_length(config, batch)
+        built, _ = assemble(session, batch, length, stack, lambda r: None, lambda r: None)
         loop: Loop = replace(built, saving=NoSaves())  # type: ignore[arg-type]
         dry_run(loop, empty_batch(config, loop.loader, batch))
         step = 0
 
         def train(chosen: Loop) -> None:
             nonlocal step
-            run_loop(replace(chosen, steps=step + steps), step)
+            run_loop(chosen, replace(length, first_step=step, steps=step + steps))
             step += steps
 
-        train(loop)
-        ready = [next(loop.loader) for _ in range(batch.accumulation)]
+        def taken(number: int) -> list[Microbatch]:
+            return [next(loop.loader) for _ in range(number * batch.accumulation)]
+
+        tokens = steps * batch.global_batch * config.data.sequence_length
+        begin = loop.loader.state_dict()
+        each = [one.tokens.long() for one in taken(count * steps)]
+        loop.loader.load_state_dict(begin)
+        found: dict[str, Any] = {}
+        if foreign:
+            in_steps = [each[at : at + batch.accumulation] for at in range(0, len(each), batch.accumulation)]
+            others = {
+                "transformers": llama(config, loop.engine, iter(in_steps)),
+                "nanogpt": nanogpt(config, iter(in_steps)),
+            }
+            sides = {name: partial(other.train, steps) for name, other in others.items()}
+            found["foreign"] = rounds({"ours": lambda: train(loop), **sides}, tokens, count)
+            found["losses"] = {name: other.losses for name, other in others.items()}
+        ready = taken(1)
         rows = [loop.engine.objective.collate(one).to(session.device) for one in ready]
         valid = sum(float(one.weights.sum()) for one in rows)
-        again: Loop = replace(loop, loader=Again(ready))  # type: ignore[arg-type]
-        tokens = steps * batch.global_batch * config.data.sequence_length
-        return {
-            "overhead": pairs(lambda: train(loop), lambda: bare_loop(loop.engine, rows, valid, steps), tokens, count),
-            "feed": pairs(lambda: train(loop), lambda: train(again), tokens, count),
-        }
+        again: Loop = replace(loop, loader=Again(loop.loader.plan, ready))  # type: ignore[arg-type]
+        found["overhead"] = pairs(
+            lambda: train(loop), lambda: bare_loop(loop.engine, rows, valid, steps), tokens, count
+        )
+        found["feed"] = pairs(lambda: train(loop), lambda: train(again), tokens, count)
+    if "foreign" in found:
+        records = read_jsonl(session.folder / "metrics.jsonl")
+        found["losses"]["ours"] = [record["loss"] for record in records if "loss" in record][: count * steps]
+    return found
 
 
 if __name__ == "__main__":

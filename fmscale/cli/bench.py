@@ -13,7 +13,7 @@ from fmscale.errors import ConfigError
 
 app = typer.Typer()
 
-BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns", "life")
+BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns", "life", "goodput")
 COLUMNS = ("id", "what", "unit", "ours", "peers", "limit", "ratio", "target", "ok")
 
 

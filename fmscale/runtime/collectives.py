@@ -22,10 +22,12 @@ class Facts:
     """The strongest reason that any rank has to stop before this step."""
     save: bool
     """True if a save is due after this step by the clock of any rank."""
+    failed: bool = False
+    """True if a rank has no rows for this step."""
 
 
 class Exchange:
-    """One sum over all ranks of a step's count, of a number for each reason to stop, and of the wishes to save.
+    """One sum over all ranks: a step's count, a number for each reason to stop, the wishes to save, the failures.
 
     It runs over gloo, also on GPUs, so that no rank waits for a device; between `start` and `finish` the rank works.
     """
@@ -36,18 +38,18 @@ class Exchange:
         self._work = None if alone else distributed.all_reduce(numbers, async_op=True)
 
     @classmethod
-    def start(cls, count: float, stop: Stop, save: bool) -> "Exchange":
-        """Send this rank's part of the step's count, its reason to stop, and its wish to save."""
+    def start(cls, count: float, stop: Stop, *, save: bool, failed: bool = False) -> "Exchange":
+        """Send this rank's part of the step's count, its reason to stop, its wish to save, and its failure."""
         slots = [float(stop is reason) for reason in REASONS]
-        return cls(torch.tensor([count, *slots, float(save)], dtype=torch.float64))
+        return cls(torch.tensor([count, *slots, float(save), float(failed)], dtype=torch.float64))
 
     def finish(self) -> Facts:
         """Wait for the facts of all ranks."""
         if self._work is not None:
             self._work.wait()
-        count, *slots, save = self._numbers.tolist()
+        count, *slots, save, failed = self._numbers.tolist()
         reasons = [reason for reason, ranks in zip(REASONS, slots, strict=True) if ranks]
-        return Facts(count=count, stop=max(reasons, default=Stop.NO), save=bool(save))
+        return Facts(count=count, stop=max(reasons, default=Stop.NO), save=bool(save), failed=bool(failed))
 
 
 def total(values: torch.Tensor, axis: Axis) -> torch.Tensor:

@@ -46,9 +46,16 @@ class Whereabouts:
     """The failure that has been recorded."""
     watch: Callable[[str], None] | None = None
     """Function that is called with each phase at its begin."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of each phase that has ended."""
+    _since: float = field(default_factory=time.monotonic)
 
     def __setattr__(self, name: str, value: object) -> None:
         begins = name == "phase" and value != self.phase
+        if begins:
+            now = time.monotonic()
+            self.spent[self.phase] = self.spent.get(self.phase, 0.0) + now - self._since
+            self._since = now
         super().__setattr__(name, value)
         if begins and self.watch:
             self.watch(self.phase)

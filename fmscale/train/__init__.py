@@ -4,7 +4,9 @@
 - `session.py`            a rank's place, device, store and lease, before it builds anything
 - `setup.py`              assembly of the loop's parts
 - `loop.py`               steps, saves and evaluations until the end or a stop
+- `rows.py`               the rows of a step, taken while the step before it computes
 - `step.py`               forward and backward of each microbatch, then an update
+- `garbage.py`            Python's garbage collector, at the same steps on all ranks
 - `data.py`               sources, loader and tokenizer of the run, and the limits that they set
 - `inputs.py`             the model's inputs as a microbatch again, for the delivery record
 - `length.py`             steps of a run, from the tokens that its jobs trained

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import DataError, FmscaleError
 from fmscale.objectives.protocol import Inputs, SampleBatch
-from fmscale.runtime.collectives import Exchange
 from fmscale.runtime.stop import Stop
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.length import RunLength
 from fmscale.train.reference import check_reference
+from fmscale.train.rows import Rows
 from fmscale.train.saving import Saving
 from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
@@ -51,9 +49,13 @@ class Loop:
     """Shows a record of progress, to which the loop adds the run's `steps`."""
 
 
-def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
+def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lambda step: None) -> tuple[int, Stop]:
     """Train from `length.first_step` to the end, or until the ranks agree to stop; return the steps taken and the
-    reason (Stop.NO at the end).
+    reason (Stop.NO at the end). `stepped` is called after each step with the number of steps.
+
+    The rows of a step are taken, and its facts exchanged, when the step before it has launched its last backward: a
+    GPU is busy then, and every rank has sent its facts before the optimizer's collectives end. A stop or a save by the
+    clock that comes later than that acts one step later.
 
     Raises Diverged after too many steps in a row that could not be applied, DataError if none had a target.
     """
@@ -67,34 +69,35 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
     step, last = length.first_step, length.steps
     # A save or evaluation after a step counts as time of the next step: the record of a step comes before its save.
     began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
+    take = partial(Rows.take, loop.loader, loop.engine.objective, loop.saving, session)
+    taken = [take()] if step < last else []
     while step < last:
         where.phase, where.step = "train", step + 1
-        state = loop.loader.state_dict()
-        microbatches = [next(loop.loader)]
-        while not microbatches[-1].last_of_step:
-            microbatches.append(next(loop.loader))
-        host = [loop.engine.objective.collate(batch) for batch in microbatches]
-        count = sum(float(each.weights.sum(dtype=torch.float64)) for each in host) if session.dp.first else 0.0
-        exchange = Exchange.start(count, session.stop.reason, loop.saving.clock_due)
-        inputs = [each.to(session.device) for each in host]
-        facts = exchange.finish()
+        rows = taken.pop()
+        facts = rows.facts(session)
         if facts.stop:
             stop = facts.stop
             where.phase = "saving before the stop"
-            loop.saving.save_before_stop(step, state)
+            loop.saving.save_before_stop(step, rows.state)
             break
-        for batch, batch_inputs in zip(microbatches, inputs, strict=True):
+        for batch, batch_inputs in zip(rows.batches, rows.inputs, strict=True):
             loop.delivered(batch, batch_inputs)
         if step == 0:
-            check_reference(loop.engine, inputs, config)
+            check_reference(loop.engine, rows.inputs, config)
+
+        def launched(more: bool = step + 1 < last) -> None:
+            if more:
+                taken.append(take())
+
         rate = learning_rate(config.schedule, config.optimizer.lr, *length.place(step))
         result = train_step(
             loop.engine,
-            inputs,
+            rows.inputs,
             count=facts.count,
             sources=len(loop.loader.plan.sources),
             rate=rate,
             seed=partial(seed_dropout, config.train.seed, step, session.dp.rank),
+            launched=launched,
             fence=loop.saving.fence,
         )
         unapplied = 0 if result.update.applied else unapplied + 1
@@ -109,9 +112,14 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
         loop.journal.add(step - 1, rate, result, timing)
         if step % config.train.log_every == 0 or step in (length.first_step + 1, last):
             loop.journal.flush(show)
+        if step == length.first_step + 1:
+            phases = {**where.spent, "first step": timing.step}
+            loop.journal.event(event="started", step=step, seconds=sum(phases.values()), phases=phases)
         score = loop.evaluate(step, step == last)
         where.phase = "train"
-        loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == last, score=score)
+        state = taken[0].state if taken else loop.loader.state_dict()
+        loop.saving.step_done(step, state, due=facts.save, last=step == last, score=score)
+        stepped(step)
         if unapplied >= config.train.nonfinite_limit:
             loop.journal.flush(show)
             if bare >= unapplied:
@@ -140,5 +148,5 @@ def dry_run(loop: Loop, batch: SampleBatch) -> None:
     loop.session.where.phase = "dry run"
     empty = loop.engine.objective.collate(batch).to(loop.session.device)
     sources = len(loop.loader.plan.sources)
-    train_step(loop.engine, [empty], count=1.0, sources=sources, rate=0.0, seed=lambda i: None, fence=lambda: None)
+    train_step(loop.engine, [empty], count=1.0, sources=sources, rate=0.0, seed=lambda i: None)
     loop.engine.restored(0)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fmscale.config import BatchShape, Config, derive_batch
 from fmscale.config.metrics import ConsoleConfig
 from fmscale.errors import StoreError
@@ -18,6 +20,7 @@ from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
 from fmscale.train.data import check_length, empty_batch, memory_at_its_place
+from fmscale.train.garbage import collected_together
 from fmscale.train.init import with_model
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_run, run_loop
@@ -78,6 +81,7 @@ def run_training(
     if world.notice:
         logger.warning(world.notice)
     where, folder = Whereabouts(watch=None if world.rank else phase), run_folder(config)
+    where.spent["imports"] = where.began - psutil.Process().create_time()
     with recorded(folder, world, where), ExitStack() as stack:
         session = replace(meet(config, world, where, stack), tiers=tiers)
         # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
@@ -100,8 +104,8 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     dry_run(loop, empty_batch(config, loop.loader, batch))
     where.phase = "restore"
     length = restored()
-    with memory_at_its_place(config):
-        step, reason = run_loop(loop, length)
+    with memory_at_its_place(config), collected_together() as collect:
+        step, reason = run_loop(loop, length, collect)
     loop.journal.end(step, "stopped" if reason else "complete")
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)

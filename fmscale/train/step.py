@@ -48,7 +48,8 @@ def train_step(
     sources: int,
     rate: float,
     seed: Callable[[int], None],
-    fence: Callable[[], None],
+    launched: Callable[[], None] = lambda: None,
+    fence: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Forward and backward of every microbatch, then one update.
 
@@ -62,6 +63,7 @@ def train_step(
         sources: number of sources, for the loss by source.
         rate: learning rate.
         seed: seeds dropout for microbatch i.
+        launched: called after the last backward: a GPU is still busy with it, and the host is free.
         fence: returns when a checkpoint's copy of masters and moments is done.
     """
     device = microbatches[0].weights.device
@@ -77,6 +79,7 @@ def train_step(
         by_source.index_add_(1, inputs.source + 1, loss.by_sample)
         for name, value in loss.metrics.items():
             metrics[name] = metrics[name] + value if i else value
+    launched()
     fence()
     update = engine.step(rate)
     return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], count=count, update=update, metrics=metrics)

@@ -144,7 +144,6 @@ def step(rank: int, size: int, config: Config, objective: Objective, accumulatio
         sources=2,
         rate=1e-3,
         seed=partial(seed_dropout, 7, 0, rank),
-        fence=lambda: None,
     )
     metrics = {name: value.item() for name, value in result.metrics.items()}
     return result.loss_sum.item(), result.loss_by_source.tolist(), metrics, held(engine, save=True)

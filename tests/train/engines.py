@@ -92,7 +92,6 @@ def train(
             sources=2,
             rate=1e-2,
             seed=lambda i: None,
-            fence=lambda: None,
         )
         loss = result.loss_sum.clone()
         torch.distributed.all_reduce(loss)

@@ -96,7 +96,6 @@ def run_steps(rank: int, size: int, cases: Sequence[tuple[Config, int, int]]) ->
                 sources=1,
                 rate=1e-2,
                 seed=partial(seed_dropout, 7, step, rank),
-                fence=lambda: None,
             )
             sums = {name: float(value) for name, value in result.metrics.items()}
             loss, weight = result.loss_by_source[:, 0].tolist()

@@ -92,14 +92,14 @@ def state_at_begin(rank: int, size: int, path: str, overrides: tuple[str, ...]) 
 
     held: list[tuple[str, str, int, Any]] = []
 
-    def look(loop: Any, length: Any) -> Any:
+    def look(loop: Any, length: Any, stepped: Any) -> Any:
         held.extend((p.name, p.state, p.start, p.tensor.clone()) for p in loop.engine.pieces(save=True))
         named = dict(loop.engine.module.named_parameters())
         sharded = [p for p in named.values() if hasattr(p, "ds_id")]
         with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
             for name, parameter in named.items():
                 held.append((name.split("model.", 1)[1], "forward", 0, parameter.detach().clone().view(-1)))
-        return run_loop(loop, length)
+        return run_loop(loop, length, stepped)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fmscale.train.run.run_loop", look)

@@ -11,7 +11,7 @@ import torch
 from fmscale.data.batch import Microbatch, UnitDocuments
 from fmscale.objectives import Inputs, Loss, NextToken
 from fmscale.runtime.axes import Axis
-from fmscale.runtime.collectives import Exchange, largest, total
+from fmscale.runtime.collectives import Exchange, Facts, largest, total
 from fmscale.runtime.stop import Stop
 from tests.helpers.ranks import run_ranks
 from tests.train.engines import config_of, held, joined, make_engine, train
@@ -51,7 +51,7 @@ def test_a_gradient_that_is_not_finite_is_seen_and_not_applied(stage: int, preci
 
 def facts_of(rank: int, size: int) -> Any:
     axis, reasons = Axis(rank=rank, size=size), (Stop.SIGTERM, Stop.SIGUSR1, Stop.NO)
-    begun = Exchange.start(10.0 + rank, reasons[rank], save=rank == 2)
+    begun = Exchange.start(10.0 + rank, reasons[rank], save=rank == 2, failed=rank == 1)
     values = torch.tensor([1.0, float(rank)])
     mine = begun.finish()
     none = Exchange.start(1.5, Stop.NO, save=False).finish()
@@ -60,8 +60,8 @@ def facts_of(rank: int, size: int) -> Any:
 
 def test_ranks_agree_on_tokens_stop_and_save() -> None:
     for mine, none, summed, top in run_ranks(facts_of, 3):
-        assert (mine.count, mine.stop, mine.save) == (33.0, Stop.SIGTERM, True)
-        assert (none.count, none.stop, none.save) == (4.5, Stop.NO, False)
+        assert mine == Facts(count=33.0, stop=Stop.SIGTERM, save=True, failed=True)
+        assert none == Facts(count=4.5, stop=Stop.NO, save=False)
         assert summed == [3.0, 3.0]
         assert top == [1.0, 2.0]
 

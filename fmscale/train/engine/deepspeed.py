@@ -53,6 +53,10 @@ class DeepSpeedEngine:
         if train.zero_stage == 0:
             trained.to(device)
         settings = deepspeed_config(train, optimizer, batch, device)
+        # Our AdamW is torch's, which is in this list, and DeepSpeed warns of every class that is not.
+        supported = deepspeed.runtime.zero.utils.ZERO_SUPPORTED_OPTIMIZERS
+        if type(base) not in supported:
+            supported.append(type(base))
         # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
         with without_triton(), redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(

@@ -1,5 +1,6 @@
 """AdamW over two parameter groups: tensors with weight decay, and tensors without it."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,21 @@ from fmscale.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The optimizer's state tensors, by the names that checkpoints use."""
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the imports of torch's compiler, of which its constructor and each of its steps need only
+    marks that change nothing outside compiled code: 2 CPU seconds and 75 MB at the start of each rank.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    _update = staticmethod(inspect.unwrap(torch.optim.AdamW.step))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update the parameters; the result of `closure`."""
+        return self._update(self, closure)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, *, decay: bool = True) -> list[dict[str, Any]]:
@@ -45,7 +61,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, *, off
         from fmscale.train.engine.cpu_adam import load_cpu_adam
 
         return load_cpu_adam()(groups, adamw_mode=True, **settings)
-    return torch.optim.AdamW(groups, fused=True, **settings)
+    return AdamW(groups, fused=True, **settings)
 
 
 def state_of(optimizer: Any, master: torch.Tensor) -> dict[str, Any]:
