@@ -139,8 +139,7 @@ def _weights(
     return weight, torch.where(known, labels, 0).long(), known
 
 
-@torch.library.custom_op("fmscale::linear_cross_entropy", mutates_args=())
-def _op(
+def _compute(
     hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None, ignore_index: int,
     z_loss: float, softcap: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -191,6 +190,9 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
         total[first : first + step] += gradient[:, first : first + step].t() @ hidden
 
 
+_op = torch.library.custom_op("fmscale::linear_cross_entropy", _compute, mutates_args=())
+
+
 @_op.register_fake
 def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *_, hidden_gradient, weight_gradient, _ = rest
@@ -225,6 +227,14 @@ def _scale(stored: Tensor, upstream: Tensor) -> Tensor:
 
 
 _op.register_autograd(_backward, setup_context=_save)
+
+
+class _OutsideCompiledCode(torch.autograd.Function):
+    """The op on a CPU: the first call of a custom op imports torch's compiler, for 2 CPU seconds and 75 MB."""
+
+    forward = staticmethod(_compute)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)
 
 
 def linear_cross_entropy_eager(
@@ -287,10 +297,11 @@ def linear_cross_entropy(
     case = bucket(hidden.dtype, V=weight.shape[0])
     chosen = choose("linear_cross_entropy", backend, hidden.device, case, refusals)
     grad = torch.is_grad_enabled()
+    on_cpu = hidden.device.type == "cpu"
     if chunk_bytes is None:
-        on_cpu = hidden.device.type == "cpu"
         chunk_bytes = CPU_TOKENS * weight.shape[0] * hidden.element_size() if on_cpu else CHUNK_BYTES
-    total, count, losses, _, _ = _op(
+    call = _OutsideCompiledCode.apply if on_cpu and not torch.compiler.is_compiling() else _op
+    total, count, losses, _, _ = call(
         rows(hidden), weight.contiguous(), labels.reshape(-1).contiguous(),
         None if token_weights is None else token_weights.detach().reshape(-1).contiguous(), ignore_index, z_loss,
         softcap or 0.0, chunk_bytes, grad and hidden.requires_grad, grad and weight.requires_grad, chosen == "triton",

@@ -1,6 +1,6 @@
 """The sections `train`, `optimizer`, `schedule` and `evaluation`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from fmscale.config.checks import InvalidField, above_zero, at_least, at_most, not_empty
@@ -25,9 +25,10 @@ class TrainConfig:
     """Seed of the initial weights and of dropout; the order of data has its own seed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that computes; auto takes a GPU where there is one."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] | None = None
     """Type of weights and activations in forward and backward. Masters, moments, gradient accumulation and the
-    loss are fp32 in both."""
+    loss are fp32 in both. null takes bf16 on a GPU and fp32 on a CPU, where bf16
+    products take up to seven times as long (no AVX-512 BF16)."""
     reduce_precision: Literal["fp32", "bf16"] | None = None
     """Type in which gradients travel between ranks; null takes fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -85,6 +86,10 @@ class TrainConfig:
         if self.offload_optimizer and self.zero_stage == 0:
             found, remedy = "zero_stage 0", "Take zero_stage 1, 2 or 3."
             raise InvalidField("offload_optimizer", "needs a partitioned optimizer", found=found, remedy=remedy)
+
+    def on(self, device: str) -> "TrainConfig":
+        """This config with the precision that null means on a device, such as "cpu" or "cuda:0"."""
+        return self if self.precision else replace(self, precision="fp32" if device == "cpu" else "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)

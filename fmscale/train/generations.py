@@ -23,6 +23,7 @@ def generations(session: Session, engine: Engine, facts: Callable[[], Mapping[st
     decoder = config.decoder("evaluation.prompts")
 
     def make(vocab_size: int) -> Decoder:
+        assert config.train.precision, "the session has chosen it"
         dtype = TYPES[config.train.precision]
         model = empty_model(decoder, config.adapter, vocab_size=vocab_size, device=session.device, dtype=dtype)
         engine.copy_weights(model)

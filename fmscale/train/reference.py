@@ -41,6 +41,7 @@ def with_reference(config: Config, backend: Backend) -> Config:
         return config
     require_checkpoint(config, "objective.reference", backend, run, step)
     digest = open_in(backend, run, int(step)).found.body["manifest"]["digest"]
+    assert config.train.precision, "the session has chosen it"
     maker = values_maker("logps", digest, config.train.precision)
 
     def changed(holder: Any) -> Any:
@@ -115,6 +116,7 @@ def check_reference(engine: Engine, inputs: Sequence[Inputs], config: Config) ->
         if len(excess) and not excess.max() <= worst[0]:
             at = int(excess.argmax())
             worst = torch.stack((excess[at], ratios[at]))
+    assert config.train.precision, "the session has chosen it"
     limit = LIMITS[config.train.precision]
     if not worst[0] <= limit:
         raise WrongReference(

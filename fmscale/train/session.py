@@ -5,7 +5,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -94,7 +94,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
         dp = with_groups(world, axes_of(world))["dp"]
         backend = open_store(config.store.url, deadline=config.store.deadline)
     return Session(
-        config=config,
+        config=replace(config, train=config.train.on(device)),
         world=world,
         dp=dp,
         waits=waits,

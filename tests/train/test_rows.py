@@ -58,7 +58,8 @@ def without_rows(rank: int, size: int, path: str) -> str:
     """Rank 1 has no rows for the third step."""
     from fmscale.data.sample_loader import SampleLoader
 
-    taken, take = [], SampleLoader.__next__
+    taken: list[bool] = []
+    take = SampleLoader.__next__
 
     def third_fails(self: SampleLoader[Any]) -> Any:
         if rank and sum(taken) == 2:
@@ -97,7 +98,7 @@ def test_garbage_is_collected_at_the_same_steps_and_the_schedule_comes_back() ->
     with collected_together() as collect:
         gc.callbacks.append(seen)
         try:
-            garbage = [[] for _ in range(100_000)]
+            garbage: list[list[int]] = [[] for _ in range(100_000)]
             collect(EVERY - 1)
             assert (collections, len(garbage)) == ([], 100_000)
             collect(EVERY)

@@ -57,6 +57,7 @@ def import_deepspeed(device: str) -> Any:
             found=used,
             remedy="Start this run in a process of its own.",
         )
+    _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -64,8 +65,8 @@ def import_deepspeed(device: str) -> Any:
 
 @contextmanager
 def without_triton() -> Iterator[None]:
-    """Imports inside find no Triton where there is no GPU and none of its kernels can run: torch's compiler, which
-    every optimizer imports, and DeepSpeed import it if they can, which takes 76 MB and 0.4 CPU seconds.
+    """Imports inside find no Triton where there is no GPU and none of its kernels can run: DeepSpeed imports it if it
+    can, which takes 76 MB and 0.4 CPU seconds.
     """
     hidden = "triton" not in sys.modules and not torch.cuda.is_available()
     if hidden:
@@ -75,3 +76,16 @@ def without_triton() -> Iterator[None]:
     finally:
         if hidden:
             del sys.modules["triton"]
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, which every reduction of gradients looks up and no run here uses, without compiled code:
+    it would import torch's compiler, for 2 CPU seconds and 75 MB.
+    """
+    from deepspeed.runtime import compiler
+
+    chosen, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = chosen

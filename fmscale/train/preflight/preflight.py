@@ -1,7 +1,7 @@
 """All problems of a run before its start, found together; nothing is started or written."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -129,6 +129,9 @@ def check_run(
 ) -> Preflight:
     """Derive a run's numbers for `world` ranks and find problems that would end it. Writes nothing."""
     checks = Preflight()
+    wanted = config.train.device
+    here = "cpu" if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()) else "cuda"
+    config = replace(config, train=config.train.on(here))
     batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
     length = checks.run(lambda: run_length(config, batch)) if batch else None
     checks.run(lambda: check_length(config))
