@@ -29,7 +29,7 @@ class TrainConfig:
     """Type of weights and activations in forward and backward. Masters, moments, gradient accumulation and the
     loss are fp32 in both. null takes bf16 on a GPU and fp32 on a CPU, where bf16
     products take up to seven times as long (no AVX-512 BF16)."""
-    reduce_precision: Literal["fp32", "bf16"] | None = None
+    reduce_precision: Literal["bf16", "fp32"] | None = None
     """Type in which gradients travel between ranks; null takes fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """Stage of ZeRO: 1 partitions optimizer state, 2 also gradients, 3 also parameters; 0 partitions nothing."""

@@ -67,7 +67,7 @@ def test_extends_that_multiply_or_never_end_are_refused(tmp_path: Path) -> None:
         ("model.window=None", ("must be an integer or null", "Give an integer or null.")),
         ("model.softcap=None", ("must be a number or null",)),
         ("train.compile=None", ("must be true or false or null",)),
-        ("train.reduce_precision=None", ("one of fp32, bf16 or null",)),
+        ("train.reduce_precision=None", ("one of bf16, fp32 or null",)),
         ("data.cache_dir=[a]", ("must be text or null, not a list",)),
         ("checkpoint.every=5.0", ("must be an integer or null", "Write 5.")),
         ("metrics={sinks: [{kind: jsonl}, {kind: mlflow, tracking_uri: 'http://[::1'}]}", ("tracking_uri is no URL",)),
