@@ -23,6 +23,7 @@ from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.session import Session
 from fmscale.train.step import train_step
+from fmscale.train.trace import StepTrace
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class Loop:
     """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, to which the loop adds the run's `steps`."""
+    trace: StepTrace | None = None
+    """Takes spans of the steps that `train.trace` names."""
 
 
 def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
@@ -69,6 +72,8 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
     began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
     while step < last:
         where.phase, where.step = "train", step + 1
+        if loop.trace is not None:
+            loop.trace.begin(step + 1)
         state = loop.loader.state_dict()
         microbatches = [next(loop.loader)]
         while not microbatches[-1].last_of_step:
