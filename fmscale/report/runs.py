@@ -141,7 +141,8 @@ def _loss(accounts: Sequence[Account], marks: Sequence[tuple[float, str]]) -> Ch
 
 def _ranks(account: Account, key: str, title: str) -> list[tuple[str, str]]:
     """(note, heat map) of a value by rank; [] without such records."""
-    by_step = {event["step"]: event[key] for event in account.events("ranks") if isinstance(event.get(key), list)}
+    records = account.events("ranks")
+    by_step = {event["step"]: event[key] for event in records if event.get(key) and isinstance(event[key], list)}
     if not by_step:
         return []
     steps, size = sorted(by_step), max(map(len, by_step.values()))

@@ -66,14 +66,15 @@ pre { margin: 0 0 6px; font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas
 .prompt { color: var(--soft); } .made { color: var(--ink); font-weight: 600; }
 .facts { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 .facts th { text-align: left; font-weight: 600; vertical-align: top; padding: 5px 18px 5px 0; white-space: nowrap; }
-.facts td { padding: 5px 0; overflow-wrap: anywhere; color: var(--soft); }
+.facts .head th { white-space: normal; }
+.facts td { padding: 5px 18px 5px 0; overflow-wrap: anywhere; color: var(--soft); }
 @media (max-width: 640px) {
   main { padding: 24px 14px 40px; } h1 { font-size: 24px; } .lead { font-size: 16px; }
   .claims li { grid-template-columns: 20px 1fr; padding: 10px 12px; }
   .claims .value { grid-column: 2; text-align: left; overflow-wrap: anywhere; }
   .row { grid-template-columns: minmax(0, 1fr); gap: 0; } .row .name { text-align: left; margin-top: 4px; }
   figure { padding: 12px 12px 8px; }
-  .facts th, .facts td { display: block; padding: 0; } .facts th { padding-top: 8px; }
+  .facts th, .facts td { display: block; padding: 0; white-space: normal; } .facts th { padding-top: 8px; }
   .facts .head { display: none; } .facts [data-label]::before { content: attr(data-label) ": "; }
 }
 """

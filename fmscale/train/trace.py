@@ -131,6 +131,7 @@ class StepTrace:
         """Write the file, or log that it cannot be written: a run does not end for it."""
         beside = self.path.with_name(f".{self.path.name}")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # of a rank on another machine
             beside.write_bytes(gzip.compress(json.dumps(self._content()).encode()))
             beside.replace(self.path)
         except OSError as error:
