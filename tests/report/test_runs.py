@@ -19,6 +19,9 @@ from tests.helpers.told_runs import killed_and_resumed, started, step, write_rec
 drawn = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
 KEYS = ["loss", "throughput", "data_stall", "ckpt_blocking", "ckpt_lag", "ranks_seconds", "ranks_data_stall", "goodput"]
 
+DRAWN = ["loss", "ranks_data_stall", "goodput"]
+"""A chart of each kind."""
+
 
 def test_a_page_is_one_file_with_every_chart_and_what_happened(tmp_path: Path) -> None:
     account = read_account(killed_and_resumed(tmp_path / "a<b>"))
@@ -60,7 +63,7 @@ def test_runs_side_by_side_share_the_charts_in_colours_of_their_own(tmp_path: Pa
     ]
     assert found["goodput"].count("<svg") == 2
     page = render(accounts)
-    assert page.count("<td data-label='two'>") == len(PARTS) + 6
+    assert page.count("<td data-label='two'>") == len(PARTS) + 7
     assert "Events of one" in page
     assert "Events of two" in page
 
@@ -97,6 +100,7 @@ def test_in_a_browser_nothing_leaves_the_page_at_either_width_on_light_or_dark(t
             size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
             page.tell("Emulation.setDeviceMetricsOverride", **size)
             page.tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            page.tell("Emulation.setScrollbarsHidden", hidden=True)
             page.tell("Page.navigate", url=file.as_uri())
             page.until(f"location.href.endsWith('{file.name}') && document.readyState === 'complete'")
             assert page.value("innerWidth") == width
@@ -112,10 +116,10 @@ def test_in_a_browser_nothing_leaves_the_page_at_either_width_on_light_or_dark(t
 
 @pytest.mark.slow
 @drawn
-def test_every_chart_becomes_a_png_of_its_own(tmp_path: Path) -> None:
-    account = read_account(killed_and_resumed(tmp_path / "run"))
-    paths = draw(charts([account]), tmp_path / "charts")
-    assert [path.stem for path in paths] == KEYS
+def test_a_chart_becomes_a_png_of_its_own(tmp_path: Path) -> None:
+    some = [chart for chart in charts([read_account(killed_and_resumed(tmp_path / "run"))]) if chart.key in DRAWN]
+    paths = draw(some, tmp_path / "charts")
+    assert [path.name for path in paths] == [f"{key}.png" for key in DRAWN]
     for path in paths:
         data = path.read_bytes()
         assert data.startswith(b"\x89PNG\r\n\x1a\n")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_the_named_steps_are_traced_and_classes_are_as_before_afterwards(tmp_pat
         trace.begin(step)
         changed = [dict(vars(one)) != was for one, was in zip(watched, before, strict=True)]
         assert changed == [False] + [step in (2, 3)] * 5
-        assert next(source) == 5  # type: ignore[call-overload]
+        assert next(source) == 5
         engine.forward()
         engine.backward()
         engine.step()
@@ -90,8 +91,8 @@ def test_the_named_steps_are_traced_and_classes_are_as_before_afterwards(tmp_pat
     assert {span["pid"] for span in spans} == {3}
     assert facts == {"format_version": 1, "rank": 3, "spans_left_out": 0}
     assert_nested(spans)
-    times = {"sealed_seconds": 0.5, "durable_seconds": 2.0}
-    reports += [SaveReport(step=n, state="acknowledged", time=1000.0 + n, **times) for n in (2, 3, 4)]
+    saved = SaveReport(step=2, state="acknowledged", sealed_seconds=0.5, durable_seconds=2.0)
+    reports += [replace(saved, step=n, time=1000.0 + n) for n in (2, 3, 4)]
     trace.close()
     names, spans, _ = content(tmp_path / "trace-rank00003.json.gz")
     saves = [span for span in spans if span["cat"] == "persist"]
