@@ -47,7 +47,7 @@ figcaption { font-size: 14px; margin-bottom: 6px; } figcaption span { color: var
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
 .dashed { stroke-dasharray: 5 4; stroke-width: 2.2; }
 .cell { fill: var(--blue); } .cells { fill: none; stroke: var(--rule); }
-.part { fill: var(--series); } .bar { width: 100%; } p.name { margin: 12px 0 4px; font-size: 13px; font-weight: 600; }
+.part { fill: var(--series); } .bar { width: 100%; margin-bottom: 12px; } p.name { margin: 12px 0 4px; font-size: 13px; font-weight: 600; }
 .trouble { color: var(--bad); }
 .under { fill: none; stroke: var(--orange); stroke-opacity: 0.45; stroke-width: 6; stroke-linejoin: round;
   vector-effect: non-scaling-stroke; }
@@ -75,6 +75,6 @@ pre { margin: 0 0 6px; font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas
   .row { grid-template-columns: minmax(0, 1fr); gap: 0; } .row .name { text-align: left; margin-top: 4px; }
   figure { padding: 12px 12px 8px; }
   .facts th, .facts td { display: block; padding: 0; white-space: normal; } .facts th { padding-top: 8px; }
-  .facts .head { display: none; } .facts [data-label]::before { content: attr(data-label) ": "; }
+  .facts .head, .facts td:empty { display: none; } .facts [data-label]::before { content: attr(data-label) ": "; }
 }
 """

@@ -3,7 +3,7 @@
 import re
 import struct
 import xml.etree.ElementTree as ET
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from itertools import product
 from pathlib import Path
 
@@ -84,6 +84,18 @@ OVERFLOW = """(() => {
 SMALLEST = """Math.min(...[...document.querySelectorAll('main *')]
   .filter((one) => one.childNodes.length === 1 && one.firstChild.nodeType === 3 && one.getBoundingClientRect().width)
   .map((one) => parseFloat(getComputedStyle(one).fontSize)))"""
+COLOURS = """new Promise((done) => {
+  const image = new Image();
+  image.onload = () => {
+    const canvas = new OffscreenCanvas(image.width, image.height), all = new Set();
+    canvas.getContext('2d').drawImage(image, 0, 0);
+    const data = canvas.getContext('2d').getImageData(0, 0, image.width, image.height).data;
+    for (let i = 0; i < data.length; i += 4) all.add(data.slice(i, i + 3).join());
+    done([...all]);
+  };
+  image.src = 'data:image/png;base64,%s';
+})"""
+BLUE, ORANGE, INK = "37,99,201", "194,98,12", "28,30,33"
 GROUNDS = {"light": "rgb(247, 247, 245)", "dark": "rgb(20, 22, 26)"}
 
 
@@ -120,12 +132,15 @@ def test_a_chart_becomes_a_png_of_its_own(tmp_path: Path) -> None:
     some = [chart for chart in charts([read_account(killed_and_resumed(tmp_path / "run"))]) if chart.key in DRAWN]
     paths = draw(some, tmp_path / "charts")
     assert [path.name for path in paths] == [f"{key}.png" for key in DRAWN]
-    for path in paths:
-        data = path.read_bytes()
-        assert data.startswith(b"\x89PNG\r\n\x1a\n")
-        width, height = struct.unpack(">II", data[16:24])
-        assert width == 2 * WIDTH
-        assert 200 < height < 1000
+    with browser(tmp_path / "profile") as page:
+        for path, colours in zip(paths, ([BLUE, ORANGE], [BLUE], [BLUE, INK]), strict=True):
+            data = path.read_bytes()
+            width, height = struct.unpack(">II", data[16:24])
+            assert width == 2 * WIDTH
+            assert 200 < height < 1000
+            # What is drawn last is there too: a window is lower than it says.
+            found = page.value(COLOURS % b64encode(data).decode())
+            assert [colour for colour in colours if colour not in found] == []
 
 
 def test_pngs_without_a_chromium_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
