@@ -47,7 +47,8 @@ figcaption { font-size: 14px; margin-bottom: 6px; } figcaption span { color: var
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
 .dashed { stroke-dasharray: 5 4; stroke-width: 2.2; }
 .cell { fill: var(--blue); } .cells { fill: none; stroke: var(--rule); }
-.part { fill: var(--series); } .bar { width: 100%; margin-bottom: 12px; } p.name { margin: 12px 0 4px; font-size: 13px; font-weight: 600; }
+.part { fill: var(--series); } .bar { width: 100%; margin-bottom: 12px; }
+p.name { margin: 12px 0 4px; font-size: 13px; font-weight: 600; }
 .trouble { color: var(--bad); }
 .under { fill: none; stroke: var(--orange); stroke-opacity: 0.45; stroke-width: 6; stroke-linejoin: round;
   vector-effect: non-scaling-stroke; }
