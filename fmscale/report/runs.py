@@ -63,7 +63,7 @@ def render(accounts: Sequence[Account]) -> str:
     curves = [(chart.title, chart.note, chart.html) for chart in drawn if chart.key != "goodput"]
     body = [
         parts.header("fmscale report", names, lead),
-        notes,
+        f"<section>{notes}</section>" if notes else "",
         summary,
         parts.section("Curves", ("" if alone else _legend(accounts)) + parts.figures(curves)),
         parts.section("Where the time went", drawn[-1].html + _split(accounts), note=drawn[-1].note),
@@ -185,13 +185,14 @@ def _figures(account: Account) -> dict[str, tuple[str, str]]:
         out["data stall"] = f"{stall:.2%}", "of the time of all steps"
     out["goodput"] = f"{account.goodput:.1%}", "of all time on record"
     repeated = sum(attempt.repeated for attempt in account.attempts)
-    out["steps repeated"] = f"{repeated:,}", f"in {len(account.attempts)} starts"
+    out["steps repeated"] = f"{repeated:,}", f"starts: {len(account.attempts)}"
     return out
 
 
 def _said(account: Account) -> str:
     last = f"{len(account.steps):,} steps, the last {account.steps[-1]['step']:,}" if account.steps else "no step yet"
-    ends = [told.event for told in told_events(account) if told.event in ("complete", "stopped", "failed", "lost")]
+    endings = ("complete", "stopped", "ended", "failed", "lost")
+    ends = [told.event for told in told_events(account) if told.event in endings]
     how = ends[-1] if ends and account.attempts[-1].of("reads", "failed") else "without an end on record"
     whose = account.failure or account.attempts[-1].of("failed")
     return f"{account.name}: {last}, {'failed' if whose else how}"

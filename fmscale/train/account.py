@@ -120,7 +120,7 @@ def read_account(folder: Path) -> Account:
         attempt.repeated = sum(record["step"] in later for record in attempt.steps)
         later |= {record["step"]: record for record in attempt.steps}
     if any(attempt.began is None for attempt in attempts):
-        notes.append("Records of an earlier version lack the begin of starts: these count as down.")
+        notes.append("Records of an earlier version lack the begin of starts, which is down time or in no part.")
     if any("seconds" not in event for attempt in attempts for event in attempt.of("evaluation")):
         notes.append("Records of an earlier version lack the seconds of evaluations: these count as compute.")
     return Account(
