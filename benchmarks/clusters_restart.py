@@ -1,5 +1,5 @@
 """R1.restart: a run is killed with SIGKILL and started again; seconds from the start command to the end of its next
-step, by parts. The parts are those of rank 0's `started` event; `launcher` is the time before rank 0's process.
+step, by parts. The parts are those of rank 0's `first_step` event; `launcher` is the time before rank 0's process.
 """
 
 import json
@@ -91,7 +91,7 @@ def restarts(config: Path, ranks: int, count: int) -> list[dict[str, float]]:
     for _ in range(count):
         began = time.time()
         process = _start(config, ranks, log)
-        event = _until(lambda since=began: events("started", since), process)[0]
+        event = _until(lambda since=began: events("first_step", since), process)[0]
         kill_all(process)
         steps = [r for r in read_jsonl(metrics) if "event" not in r and r["time"] > began]
         whole = steps[0]["time"] - began

@@ -21,8 +21,8 @@ from fmscale.errors import FmscaleError
 from fmscale.text import clean, printable_lines, scrub
 
 VERBS = (
-    *("ingest", "plan", "train", "generate", "evaluate", "score", "compare", "doctor", "bench", "quickstart", "launch"),
-    *("import_model", "chat", "serve", "dataset", "config", "checkpoint", "adapter"),
+    *("ingest", "plan", "train", "generate", "evaluate", "score", "compare", "report", "doctor", "bench", "quickstart"),
+    *("launch", "import_model", "chat", "serve", "dataset", "config", "checkpoint", "adapter"),
 )
 
 

@@ -1,5 +1,6 @@
 """The sections `train`, `optimizer`, `schedule` and `evaluation`."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -58,6 +59,9 @@ class TrainConfig:
     """Stop with a checkpoint after this many seconds; a scheduler's signal does the same."""
     comm_seconds: float = 600.0
     """Seconds after which a collective counts as hung."""
+    trace: str | None = None
+    """Steps whose work is traced, as FIRST-LAST: each rank writes FOLDER/RUN/trace-rankNNNNN.json.gz, which
+    ui.perfetto.dev shows. On a GPU the traced steps are slower, as each span waits for the device."""
     threads: int | None = 1
     """CPU threads of a rank; null leaves torch's default. On CPU two ranks with two threads each on two cores
     ran six times slower than with one thread each."""
@@ -70,6 +74,8 @@ class TrainConfig:
         if self.steps is not None and self.tokens is not None:
             given, remedy = (self.steps, self.tokens), "Give one of them."
             raise InvalidField("tokens", "and steps both say how long the run is", found=given, remedy=remedy)
+        if self.trace is not None:
+            self.traced()
         if not self.run or "/" in self.run or "@" in self.run or self.run.startswith("."):
             raise InvalidField(
                 "run", "must be a plain name", found=self.run, remedy="Letters, digits, '-', '_' and '.'."
@@ -90,6 +96,15 @@ class TrainConfig:
     def on(self, device: str) -> "TrainConfig":
         """This config with the precision that null means on a device, such as "cpu" or "cuda:0"."""
         return self if self.precision else replace(self, precision="fp32" if device == "cpu" else "bf16")
+
+    def traced(self) -> range:
+        """Numbers of the steps that `trace` names."""
+        found = re.fullmatch(r"(\d{1,18})-(\d{1,18})", self.trace or "")
+        first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= first <= last:
+            remedy = "Give the first and the last step, such as 11-15; the first step of a run is 1."
+            raise InvalidField("trace", "is no range of steps", found=self.trace, remedy=remedy)
+        return range(first, last + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fmscale.quickstart.results import Report, bits, claims, same_loss, verdict
 from fmscale.report import page as parts
-from fmscale.report.charts import dots_by_row, line_chart
+from fmscale.report.charts import Line, dots_by_row, line_chart
 
 MOST_BITS = 6.0
 """Right end of the scale of bits per byte: in a file of some dozen bytes gzip's header alone takes 10 and more."""
@@ -65,13 +65,14 @@ def _tiles(report: Report) -> str:
 def _charts(report: Report, records: Records, unbroken: Records) -> str:
     steps = [record["step"] for record in records]
     marks = [(step, _moved(report)) for step in report["resumed_at"]]
-    below = ([record["step"] for record in unbroken], [float(record["loss"]) for record in unbroken])
+    losses = [float(record["loss"]) for record in unbroken]
+    below = Line(xs=[record["step"] for record in unbroken], ys=losses, look="under")
 
-    def chart(name: str, label: str, *, scale: float = 1.0, least: float = 0.0, **options: Any) -> str:
+    def chart(name: str, label: str, *under: Line, scale: float = 1.0, least: float = 0.0, **options: Any) -> str:
         """A line over the steps; values up to `least` count as 0."""
         values = [scale * float(record[name]) for record in records]
         shown = values if not least else [value if value > least else 0.0 for value in values]
-        return line_chart(steps, shown, label=label, marks=marks, **options)
+        return line_chart([*under, Line(xs=steps, ys=shown)], label=label, marks=marks, **options)
 
     ms = {"scale": 1e3, "least_top": 10.0}
     return parts.figures(
@@ -79,7 +80,7 @@ def _charts(report: Report, records: Records, unbroken: Records) -> str:
             (
                 "Loss",
                 "nats per token, each step; the wide line below it is the run that nothing stopped",
-                chart("loss", "loss", under=below, from_zero=False),
+                chart("loss", "loss", below, from_zero=False),
             ),
             ("Speed", "tokens per second, all ranks", chart("tokens_per_second", "tokens per second")),
             (

@@ -1,12 +1,14 @@
-"""Line charts and dots as inline SVG: no script, no font, no request, readable on light and dark and on a phone.
+"""Charts as inline SVG: no script, no font, no request, readable on light and dark and on a phone.
 
 Horizontal places are percentages of the drawing's width, so that lines stretch with the page and letters keep their
 size.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 
 HEIGHT, TOP = 192, 14
 """Pixels of a line chart's height, and of the room above it for the uppermost mark."""
@@ -14,39 +16,52 @@ CURVE = 1000.0
 """Units of a curve's own grid, in both directions."""
 LINE = 14
 """Pixels of a line of text."""
+MOST_POINTS = 900
+"""Points of a line that are drawn: more than a chart has pixels on most screens."""
+MOST_CELLS = 64
+"""Rows, and columns, of a heat map that are drawn."""
 
 At = Callable[[float, float], tuple[float, float]]
 """A value's place in the drawing: percent from the left, pixels from the top."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Values over step numbers."""
+
+    xs: Sequence[float]
+    """Step numbers, ascending."""
+    ys: Sequence[float]
+    """Values; a value that is not finite is a gap."""
+    look: str = "line"
+    """Class of the drawing: line, under (wide, for a line below another), or `line s0` to `line s5`; `dashed`."""
+
+
 def line_chart(
-    xs: Sequence[float],
-    ys: Sequence[float],
+    lines: Sequence[Line],
     *,
     label: str,
     marks: Sequence[tuple[float, str]] = (),
-    under: tuple[Sequence[float], Sequence[float]] = ((), ()),
     stems: bool = False,
     least_top: float = 0.0,
     from_zero: bool = True,
 ) -> str:
-    """An SVG of ys over xs.
+    """An SVG of lines over the same steps, the last line on top.
 
     Args:
-        xs: step numbers, ascending.
-        ys: values; a value that is not finite is a gap.
+        lines: the values; MOST_POINTS of a line are drawn, its extremes among them.
         label: name of the y axis, for screen readers too.
         marks: (x, label) of vertical lines, such as at the step of a resume.
-        under: (xs, ys) of another line, which is drawn wider and below.
         stems: values above 0 as vertical strokes instead of a line, for rare events.
         least_top: least top of the y axis, so that noise near zero does not fill the chart.
         from_zero: the y axis begins at 0.
     """
-    finite = [y for y in ys if math.isfinite(y)]
+    finite = [y for line in lines for y in line.ys if math.isfinite(y)]
+    steps = [x for line in lines for x in (*line.xs[:1], *line.xs[-1:])] or [0]
     low = 0.0 if from_zero or not finite else min(finite)
     ticks_y = ticks(low, max([*finite, least_top, low + 1e-9]))
-    ticks_x = ticks(min(xs, default=0), max(xs, default=1), count=8)
-    x_low, x_high = min(xs, default=0), max(max(xs, default=1), min(xs, default=0) + 1)
+    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
+    ticks_x = ticks(x_low, max(steps), count=8)
     y_low, y_high = ticks_y[0], ticks_y[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -60,24 +75,96 @@ def line_chart(
         _, row = at(x_low, y)
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{row:.1f}" y2="{row:.1f}"/>')
         parts.append(f'<text class="tick" x="-8" y="{row + 4:.1f}" text-anchor="end">{short(y)}</text>')
-    for x in ticks_x:
-        if x_low <= x <= x_high:
-            column, _ = at(x, y_low)
-            parts.append(
-                f'<text class="tick" x="{column:.2f}%" y="{bottom + 16}" text-anchor="middle">{short(x)}</text>'
-            )
-    parts.append(f'<text class="tick" x="100%" y="{bottom + 31}" text-anchor="end">step</text>')
+    parts += _steps([(at(x, y_low)[0], x) for x in ticks_x if x_low <= x <= x_high], bottom)
     if stems:
-        parts += _stems(xs, ys, at)
+        parts += [part for line in lines for part in _stems(line, at)]
     else:
-        below = f'<path class="under" d="{_path(*under, at)}"/>' if under[0] else ""
+        paths = "".join(f'<path class="{line.look}" d="{_path(*thinned(line.xs, line.ys), at)}"/>' for line in lines)
         parts.append(
             f'<svg y="{TOP}" width="100%" height="{HEIGHT}" viewBox="0 0 {CURVE:g} {CURVE:g}" '
-            f'preserveAspectRatio="none">{below}<path class="line" d="{_path(xs, ys, at)}"/></svg>'
+            f'preserveAspectRatio="none">{paths}</svg>'
         )
     for x, event in marks:
         parts += _mark(event, at(x, y_low)[0], bottom)
     return "".join([*parts, "</svg>"])
+
+
+def _steps(columns: Iterable[tuple[float, float]], bottom: float) -> list[str]:
+    """The axis of steps below a drawing: (percent from the left, step)."""
+    return [
+        *(
+            f'<text class="tick" x="{column:.2f}%" y="{bottom + 16}" text-anchor="middle">{short(step)}</text>'
+            for column, step in columns
+        ),
+        f'<text class="tick" x="100%" y="{bottom + 31}" text-anchor="end">step</text>',
+    ]
+
+
+def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most MOST_POINTS points of a line: of each stretch of steps its least and largest value, and a gap."""
+    if len(xs) <= MOST_POINTS:
+        return list(xs), list(ys)
+    kept: list[int] = []
+    count = MOST_POINTS // 3
+    for part in range(count):
+        places = range(part * len(xs) // count, (part + 1) * len(xs) // count)
+        finite = [i for i in places if math.isfinite(ys[i])]
+        gap = [i for i in places if not math.isfinite(ys[i])][:1]
+        kept += sorted({*gap, *((min(finite, key=ys.__getitem__), max(finite, key=ys.__getitem__)) if finite else ())})
+    return [xs[i] for i in kept], [ys[i] for i in kept]
+
+
+def heat_map(rows: Sequence[Sequence[float]], steps: Sequence[float], *, label: str) -> str:
+    """A row for each rank and a column for each of `steps`, the stronger the larger its value (0 or more; NaN: none).
+
+    At most MOST_CELLS rows and columns are drawn: a cell then is the largest value of several.
+    """
+    cells = [_grouped(row) for row in zip(*(_grouped(column) for column in zip(*rows, strict=True)), strict=True)]
+    count, shown = len(cells), _grouped(steps)
+    most = max((value for row in cells for value in row if math.isfinite(value)), default=0.0) or 1.0
+    height = count * max(4, min(22, HEIGHT // count))
+    paths = []
+    for y, row in enumerate(cells):
+        x = 0
+        for depth, group in groupby(f"{value / most:.2f}" if math.isfinite(value) else "" for value in row):
+            width = len(list(group))
+            if depth:
+                paths.append(f'<path class="cell" fill-opacity="{depth}" d="M{x} {y}h{width}v1h-{width}z"/>')
+            x += width
+    names = "".join(
+        f'<text class="tick" x="-8" y="{TOP + (y + 0.5) * height / count + 4:.1f}" text-anchor="end">{rank}</text>'
+        for y, rank in {0: 0, count - 1: len(rows) - 1}.items()
+    )
+    marked = sorted({i * (len(shown) - 1) // 4 for i in range(5)})
+    axis = _steps([(100 * (i + 0.5) / len(shown), shown[i]) for i in marked], TOP + height)
+    words = f"{escape(label)} by rank and step"
+    return (
+        f'<svg class="chart lines" height="{TOP + height + 34}" role="img" aria-label="{words}">'
+        f'<rect class="cells" y="{TOP}" width="100%" height="{height}"/>{names}'
+        f'<svg y="{TOP}" width="100%" height="{height}" viewBox="0 0 {len(shown)} {count}" preserveAspectRatio="none" '
+        f'shape-rendering="crispEdges">{"".join(paths)}</svg>{"".join(axis)}</svg>'
+    )
+
+
+def _grouped(values: Sequence[float]) -> list[float]:
+    """At most MOST_CELLS values: the largest of each group that is finite."""
+    count = min(len(values), MOST_CELLS)
+    groups = (values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count))
+    return [max((value for value in group if math.isfinite(value)), default=math.nan) for group in groups]
+
+
+def stacked_bar(parts: Sequence[tuple[str, str, float]], *, label: str) -> str:
+    """A bar of parts side by side: (class of the part, name, value); together they fill the width."""
+    total = sum(value for _, _, value in parts) or 1.0
+    inner, at = [], 0.0
+    for kind, name, value in parts:
+        share = 100 * value / total
+        inner.append(
+            f'<rect class="part {kind}" x="{at:.2f}%" width="{share:.2f}%" height="26">'
+            f"<title>{escape(name)}: {share:.1f} %</title></rect>"
+        )
+        at += share
+    return f'<svg class="chart bar" height="26" role="img" aria-label="{escape(label)}">{"".join(inner)}</svg>'
 
 
 def _mark(event: str, column: float, bottom: float) -> list[str]:
@@ -159,20 +246,24 @@ def _path(xs: Sequence[float], ys: Sequence[float], at: At) -> str:
             pen = "M"
             continue
         column, row = at(x, y)
-        words.append(f"{pen}{column / 100 * CURVE:.1f} {(row - TOP) / HEIGHT * CURVE:.1f}")
+        point = f"{column / 100 * CURVE:.1f} {(row - TOP) / HEIGHT * CURVE:.1f}"
+        # A point between two gaps is a line of no length, which a round end makes visible.
+        words.append(f"M{point}L{point}" if pen == "M" else f"L{point}")
         pen = "L"
     return "".join(words)
 
 
-def _stems(xs: Sequence[float], ys: Sequence[float], at: At) -> list[str]:
-    parts = []
-    for x, y in zip(xs, ys, strict=True):
+def _stems(line: Line, at: At) -> list[str]:
+    parts, look = [], line.look.removeprefix("line")
+    for x, y in zip(line.xs, line.ys, strict=True):
         if math.isfinite(y) and y > 0:
             column, row = at(x, y)
             _, base = at(x, 0.0)
-            parts.append(f'<line class="stem" x1="{column:.2f}%" x2="{column:.2f}%" y1="{base:.1f}" y2="{row:.1f}"/>')
             parts.append(
-                f'<circle class="dot stem" cx="{column:.2f}%" cy="{row:.1f}" r="3">'
+                f'<line class="stem {look}" x1="{column:.2f}%" x2="{column:.2f}%" y1="{base:.1f}" y2="{row:.1f}"/>'
+            )
+            parts.append(
+                f'<circle class="dot stem {look}" cx="{column:.2f}%" cy="{row:.1f}" r="3">'
                 f"<title>step {x:g}: {y:.4g}</title></circle>"
             )
     return parts

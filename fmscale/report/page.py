@@ -71,3 +71,15 @@ def facts(values: Mapping[str, object]) -> str:
     """A table of names and values."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in values.items())
     return f"<table class='facts'>{rows}</table>"
+
+
+def table(columns: Sequence[str], html: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A table of rows (name, a cell for each column). On a narrow screen a cell is a line that names its column."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in ("", *columns))
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th>"
+        + "".join(f"<td data-label='{escape(column)}'>{cell}</td>" for column, cell in zip(columns, cells, strict=True))
+        + "</tr>"
+        for name, cells in html
+    )
+    return f"<table class='facts'><tr class='head'>{head}</tr>{rows}</table>"

@@ -24,6 +24,8 @@
 - `recorded_schedule.py`  the batch schedule of a run, from its checkpoints
 - `run_folder.py`         checks of the folders that a run writes to
 - `compare.py`            the first difference of two runs
+- `account.py`            attempts, events and the use of time of a run, from its records
+- `trace.py`              spans of some steps, for a viewer of traces
 - `engine/`               the sharded model
 - `preflight/`            problems and needs of a run before its start
 """

@@ -1,5 +1,6 @@
 """Losses on held-out rows while training."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ def evaluator(
         if not (last or (config.every and step % config.every == 0)):
             return None
         session.where.phase = "evaluate"
+        began = time.perf_counter()
         losses = {}
         for chosen in config.sets:
             if session.config.batch.forward_tokens is None:
@@ -44,11 +46,14 @@ def evaluator(
                 rows = heldout_samples(session, engine.objective, chosen)
             losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows, session.dp)
         if losses:
-            tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
+            heldout = {f"heldout/{name}": loss for name, loss in losses.items()}
+            tell(event="evaluation", step=step, **heldout, seconds=time.perf_counter() - began)
         if config.prompts:
             from fmscale.train.generations import generations  # jinja2 and generation, which few runs need
 
-            tell(event="generations", step=step, texts=generations(session, engine, facts))
+            began = time.perf_counter()
+            texts = generations(session, engine, facts)
+            tell(event="generations", step=step, texts=texts, seconds=time.perf_counter() - began)
         return losses.get(config.best) if config.best is not None else None
 
     return evaluate

@@ -12,6 +12,7 @@ from fmscale.runtime.axes import Axis
 from fmscale.runtime.collectives import largest, total
 from fmscale.runtime.sinks.protocol import Ending
 from fmscale.runtime.sinks.run_sinks import RunSinks
+from fmscale.text import clean
 from fmscale.train.step import StepResult
 
 
@@ -51,8 +52,8 @@ class Journal:
         self._sources = list(sources)
         self._unit = unit
         self._dp = dp
-        self._flops_per_token = flops_per_token
-        self._peak = peak_flops if unit == "tokens" else None
+        self.flops_per_token = flops_per_token
+        self.peak = peak_flops if unit == "tokens" else None
         self._world_size = world_size
         self._pending: list[tuple[int, float, StepResult, Timing, float]] = []
 
@@ -67,9 +68,14 @@ class Journal:
         steps = [entry[0] for entry in self._pending]
         results = [entry[2] for entry in self._pending]
         names = sorted(results[0].metrics)
-        sums = total(torch.stack([_sums_of(result, names) for result in results]), self._dp)
-        timings = [entry[3] for entry in self._pending]
-        slowest = largest(torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in timings]), self._dp)
+        own = torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in (entry[3] for entry in self._pending)])
+        # The means of each rank travel in the sum of the losses: a slot a rank, which the others leave at 0.
+        ranks = torch.zeros((self._dp.size, 2), dtype=torch.float64)
+        ranks[self._dp.rank] = own[:, :2].double().mean(0)
+        sums = torch.stack([_sums_of(result, names) for result in results]).cpu().double()
+        both = total(torch.cat((sums.view(-1), ranks.view(-1))), self._dp)
+        sums, ranks = both[: sums.numel()].view(sums.shape), both[sums.numel() :].view(ranks.shape)
+        slowest = largest(own, self._dp)
         records = []
         for i, (step, rate, result, _, ended) in enumerate(self._pending):
             spent = dict(zip(("seconds", "data_stall", "ckpt_blocking"), slowest[i].tolist(), strict=True))
@@ -88,8 +94,8 @@ class Journal:
                 f"{unit}_per_second_per_gpu": count / spent["seconds"] / self._world_size,
                 **{f"metric/{name}": mean for name, mean in zip(names, means[1:], strict=True)},
             }
-            if self._peak and self._flops_per_token:
-                record["mfu"] = self._flops_per_token * record["tokens_per_second_per_gpu"] / self._peak
+            if self.peak and self.flops_per_token:
+                record["mfu"] = self.flops_per_token * record["tokens_per_second_per_gpu"] / self.peak
             if len(self._sources) > 1:
                 losses, weights = sums[i, 1 + len(names) :].view(2, -1).tolist()
                 for name, loss, weight in zip(self._sources, losses, weights, strict=True):
@@ -100,6 +106,9 @@ class Journal:
         self._pending.clear()
         for record in records:
             self.sinks.put("step", record)
+        if self._dp.size > 1:
+            seconds, stalls = ([float(f"{value:.3g}") for value in column] for column in ranks.T.tolist())
+            self.event(event="ranks", step=steps[-1] + 1, seconds=seconds, data_stall=stalls)
         if show:
             show(records[-1])
         return records
@@ -112,11 +121,13 @@ class Journal:
         """Write the counts of all ranks' reads, on all ranks together, and keep the outcome for `close`."""
         counts = self._reads()
         sums = total(torch.tensor(list(counts.values())), self._dp).tolist()
-        self.event(event="reads", step=step, **dict(zip(counts, map(int, sums), strict=True)))
+        self.event(event="reads", step=step, outcome=outcome, **dict(zip(counts, map(int, sums), strict=True)))
         self._outcome = outcome
 
-    def close(self, error: type[BaseException] | None, *_: object) -> None:
-        """Close the sinks, as an ExitStack calls it."""
+    def close(self, error: type[BaseException] | None, value: BaseException | None, *_: object) -> None:
+        """Close the sinks, as an ExitStack calls it; a failure is on record, as this rank saw it."""
+        if error:
+            self.event(event="failed", type=error.__name__, cause=clean(str(value)))
         self.sinks.close("failed" if error else self._outcome)
 
 

@@ -21,6 +21,7 @@ from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.session import Session
 from fmscale.train.step import train_step
+from fmscale.train.trace import StepTrace
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Loop:
     """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, to which the loop adds the run's `steps`."""
+    trace: StepTrace | None = None
+    """Takes spans of the steps that `train.trace` names."""
 
 
 def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lambda step: None) -> tuple[int, Stop]:
@@ -73,6 +76,8 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
     taken = [take()] if step < last else []
     while step < last:
         where.phase, where.step = "train", step + 1
+        if loop.trace is not None:
+            loop.trace.begin(step + 1)
         rows = taken.pop()
         facts = rows.facts(session)
         if facts.stop:
@@ -114,7 +119,7 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
             loop.journal.flush(show)
         if step == length.first_step + 1:
             phases = {**where.spent, "first step": timing.step}
-            loop.journal.event(event="started", step=step, seconds=sum(phases.values()), phases=phases)
+            loop.journal.event(event="first_step", step=step, seconds=sum(phases.values()), phases=phases)
         score = loop.evaluate(step, step == last)
         where.phase = "train"
         state = taken[0].state if taken else loop.loader.state_dict()

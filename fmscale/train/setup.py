@@ -43,6 +43,7 @@ from fmscale.train.reference import pin_reference
 from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.session import Session
+from fmscale.train.trace import StepTrace
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,11 @@ def assemble(
         before=before_save,
     )
     stack.callback(saving.close, 0.0)
+    trace = None
+    if config.train.trace is not None:
+        trace = StepTrace(session.folder, session.world.rank, config.train.traced(), device=session.device)
+        trace.watch(type(engine), type(loader), type(session.backend), lambda: saving.reports)
+        stack.callback(trace.close)
     loop = Loop(
         session=session,
         engine=engine,
@@ -138,6 +144,7 @@ def assemble(
         evaluate=evaluator(session, engine, batch.micro_batch, tell, lambda: meta(0, {})),
         delivered=partial(deliver, record) if record else lambda batch, inputs: None,
         show=show if world.rank == 0 else lambda record: None,
+        trace=trace,
     )
 
     def begin() -> RunLength:
@@ -223,6 +230,15 @@ def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | N
         reads=reads,
     )
     stack.push(journal.close)
+    journal.event(
+        event="started",
+        began=session.where.began,
+        world_size=session.world.world_size,
+        zero_stage=config.train.zero_stage,
+        device=torch.cuda.get_device_name() if on_gpu else session.device,
+        flops_per_token=journal.flops_per_token,
+        peak_flops=journal.peak,
+    )
     return journal
 
 

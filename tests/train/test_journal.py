@@ -37,10 +37,10 @@ def journaled(rank: int, size: int, folder: str, unit: str, metrics: bool) -> No
             update=Update(grad_norm=1.5, applied=True),
             metrics={"right": torch.tensor(1.0 + rank), "far": torch.tensor(5)} if metrics else {},
         )
-        journal.add(step, 0.1, result, Timing(step=2.0 + rank, data_stall=0.0, ckpt_blocking=0.0))
+        journal.add(step, 0.1, result, Timing(step=2.0 + rank, data_stall=float(rank * step), ckpt_blocking=0.0))
     journal.flush()
     journal.end(2, "complete")
-    journal.close(None)
+    journal.close(None, None)
 
 
 def records(folder: Path, unit: str, metrics: bool) -> list[dict[str, Any]]:
@@ -50,6 +50,8 @@ def records(folder: Path, unit: str, metrics: bool) -> list[dict[str, Any]]:
 
 def test_a_step_of_tokens_has_the_keys_of_earlier_runs(tmp_path: Path) -> None:
     first, second = records(tmp_path, "tokens", metrics=False)
+    [ranks] = [record for record in read_jsonl(tmp_path / "metrics.jsonl") if record.get("event") == "ranks"]
+    assert (ranks["step"], ranks["seconds"], ranks["data_stall"]) == (2, [2.0, 3.0], [0.0, 0.5]), "means by rank"
     assert first.pop("time") > 0
     assert first == {
         "step": 1,

@@ -49,7 +49,7 @@ def traced(rank: int, size: int, path: str) -> list[str]:
 def test_facts_of_a_step_are_on_their_way_before_the_update_of_the_step_before(store: str, tmp_path: Path) -> None:
     [seen] = run_ranks(traced, 1, str(write_config(tmp_path, store)), timeout=120)
     assert seen == ["dry run", "send", "receive", "send", "update", "receive", "send", "update", "receive", "update"]
-    [event] = events_of(tmp_path / "run", "started")
+    [event] = events_of(tmp_path / "run", "first_step")
     assert event["seconds"] == pytest.approx(sum(event["phases"].values()))
     assert {"imports", "meeting", "building the model", "dry run", "first step"} <= event["phases"].keys()
 

@@ -101,6 +101,9 @@ def test_a_run_that_stays_non_finite_ends_and_says_so(path: Path, tmp_path: Path
     assert report["step"] == max(steps)
     assert f"steps {max(steps) - 1} to {max(steps)}" in report["found"]
     assert "optimizer.lr" in report["remedy"]
+    [failed] = events_of(tmp_path / "wild", "failed")
+    assert failed["type"] == "Diverged"
+    assert "not finite in 2 steps" in failed["cause"]
 
 
 def test_time_that_is_up_stops_with_a_checkpoint(path: Path) -> None:

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from fmscale.report import page as parts
-from fmscale.report.charts import line_chart
+from fmscale.report.charts import Line, line_chart
 
 TITLES = {"pretrained": "Pretraining", "sft": "Fine-tuning", "lora": "LoRA", "dpo": "DPO"}
 ASKED = {"plain": "asked plainly", "direct": "“answer only”", "steps": "“step by step”"}
@@ -57,16 +57,11 @@ def _tiles(report: Mapping[str, Any]) -> str:
 
 
 def _table(accuracy: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in ("", *ASKED.values()))
-    rows = []
-    for run, ways in accuracy.items():
-        cells = "".join(
-            f"<td data-label='{escape(title)}'>{ways[way]['value']:.1%} "
-            f"<span class='note'>{ways[way]['low']:.1%} – {ways[way]['high']:.1%}</span></td>"
-            for way, title in ASKED.items()
-        )
-        rows.append(f"<tr><th>{escape(TITLES[run])}</th>{cells}</tr>")
-    return f"<table class='facts'><tr class='head'>{head}</tr>{''.join(rows)}</table>"
+    def cell(found: Mapping[str, Any]) -> str:
+        return f"{found['value']:.1%} <span class='note'>{found['low']:.1%} – {found['high']:.1%}</span>"
+
+    rows = [(TITLES[run], [cell(ways[way]) for way in ASKED]) for run, ways in accuracy.items()]
+    return parts.table(list(ASKED.values()), rows)
 
 
 def _charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, str]]:
@@ -76,7 +71,9 @@ def _charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str
             TITLES[run],
             notes.get(run, "nats a token"),
             line_chart(
-                [r["step"] for r in records], [float(r["loss"]) for r in records], label="loss", from_zero=False
+                [Line(xs=[r["step"] for r in records], ys=[float(r["loss"]) for r in records])],
+                label="loss",
+                from_zero=False,
             ),
         )
         for run, records in curves.items()

@@ -40,7 +40,8 @@ class MlflowSink:
         when, step = int(record["time"] * 1000), record.get("step", 0)
         values = numbers(record) if "event" in record else {**numbers(record), "step": step}
         metrics = [Metric(OTHER.sub("_", name), value, when, step) for name, value in values.items()]
-        self._client.log_batch(self._id, metrics=metrics)
+        if metrics:
+            self._client.log_batch(self._id, metrics=metrics)
 
     def close(self, outcome: Ending) -> None:
         self._client.set_terminated(self._id, status=STATUS[outcome])

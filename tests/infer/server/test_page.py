@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infer.server.browser import CHROMIUM, Page, browser
+from tests.helpers.browser import CHROMIUM, Page, browser
 from tests.infer.server.server import Server, served_here
 from tests.infer.talkers import LETTERS, SAYS, save_talker
 
