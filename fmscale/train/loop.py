@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fmscale.config import BatchShape
 from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import DataError, FmscaleError
 from fmscale.objectives.protocol import Inputs, SampleBatch
@@ -133,12 +134,20 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
     return step, stop
 
 
-def dry_run(loop: Loop, batch: SampleBatch) -> None:
-    """Run a full step on a batch of weight 0 before the restore: it compiles and allocates, so that a lack of
-    memory shows now and not at the first long document. Weights and moments stay unchanged.
+def dry_forwards(batch: BatchShape, device: str) -> int:
+    """Forwards of the dry run: two on a GPU if a step has several, as from the second on the sums of gradients lie
+    beside the memory of a forward. On a CPU the start matters more.
+    """
+    several = batch.accumulation > 1 or batch.forward_tokens is not None
+    return 2 if several and device.startswith("cuda") else 1
+
+
+def dry_run(loop: Loop, batch: SampleBatch, forwards: int = 1) -> None:
+    """Run a step of so many forwards of a batch of weight 0, before the restore: it compiles and allocates, so that a
+    lack of memory shows now and not at the first long document. Weights and moments stay unchanged.
     """
     loop.session.where.phase = "dry run"
-    empty = loop.engine.objective.collate(batch).to(loop.session.device)
+    inputs = [loop.engine.objective.collate(batch).to(loop.session.device)] * forwards
     sources = len(loop.loader.plan.sources)
-    train_step(loop.engine, [empty], count=1.0, sources=sources, rate=0.0, seed=lambda i: None, fence=lambda: None)
+    train_step(loop.engine, inputs, count=1.0, sources=sources, rate=0.0, seed=lambda i: None, fence=lambda: None)
     loop.engine.restored(0)
