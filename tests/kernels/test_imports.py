@@ -123,7 +123,7 @@ for call in calls(torch.bfloat16):
         call()
     except KernelError as error:
         assert "under TRITON_INTERPRET=1 its products are garbage" in str(error), error
-        assert "eager" in error.remedy, error
+        assert error.remedy.startswith("Use backend="), error
     else:
         raise AssertionError("no error")
 next(calls(torch.float32))()
