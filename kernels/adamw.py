@@ -132,7 +132,8 @@ def adamw_step(
     reports the skipped step. step counts from 1. Raises KernelError for wrong shapes, dtypes, strides, step < 1, or
     max_norm without grad_norm.
     """
-    refusals = {"triton": triton_refusal(master.device), "eager": None}
+    dtypes = (grad.dtype, master.dtype if copy is None else copy.dtype)
+    refusals = {"triton": triton_refusal(master.device, *dtypes), "eager": None}
     chosen = choose("adamw_step", backend, master.device, str(grad.dtype), refusals)
     _check(master, grad, first_moment, second_moment, copy, loss_scale, grad_norm, max_norm, step)
     if chosen == "eager":

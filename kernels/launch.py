@@ -20,6 +20,9 @@ _ORIGIN = getattr(importlib.util.find_spec("triton"), "origin", None)
 HAVE_TRITON = _ORIGIN is not None
 TRITON_VERSION = "absent"
 INTERPRETED = False
+INTERPRETED_BF16 = False
+"""True where something corrects Triton's interpreter in bf16, as the kernels' tests do: without it a bf16 is its bit
+pattern, and a run trains on products of these numbers, with a loss that looks right and gradient norms of 1e14."""
 if _ORIGIN is not None:
     _versions = re.findall(r"^__version__ = ['\"](.+)['\"]$", Path(_ORIGIN).read_text(), re.MULTILINE)
     TRITON_VERSION = _versions[0] if _versions else "unknown"  # for which no table of launches is kept
@@ -27,6 +30,10 @@ if _ORIGIN is not None:
         import triton
 
         INTERPRETED = bool(triton.knobs.runtime.interpret)
+    if INTERPRETED:
+        from triton.runtime import interpreter
+
+        INTERPRETED_BF16 = interpreter.InterpreterBuilder.cast_impl.__module__ != interpreter.__name__
 
 if TYPE_CHECKING:
     import triton
@@ -73,12 +80,14 @@ class Kernel:
 jit = Kernel
 
 
-def triton_refusal(device: torch.device) -> str | None:
-    """Reason why no Triton kernel can run on `device`, or None."""
+def triton_refusal(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Reason why no Triton kernel can compute with numbers of these dtypes on `device`, or None."""
     if not HAVE_TRITON:
         return "triton is not installed"
     if device.type != "cuda" and not INTERPRETED:
         return f"Triton kernels do not run on {device.type} (only under TRITON_INTERPRET=1, for tests)"
+    if INTERPRETED and torch.bfloat16 in dtypes and not INTERPRETED_BF16:
+        return "bfloat16: under TRITON_INTERPRET=1 its products are garbage"
     return None
 
 

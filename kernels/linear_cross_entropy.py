@@ -293,7 +293,7 @@ def linear_cross_entropy(
             found=given,
             remedy="Cast the weight to the dtype of the activations.",
         )
-    refusals = {"triton": triton_refusal(hidden.device), "eager": None}
+    refusals = {"triton": triton_refusal(hidden.device, hidden.dtype), "eager": None}
     case = bucket(hidden.dtype, V=weight.shape[0])
     chosen = choose("linear_cross_entropy", backend, hidden.device, case, refusals)
     grad = torch.is_grad_enabled()

@@ -246,7 +246,7 @@ def rms_norm(
     if settled("rms_norm", backend, x):
         return rms_norm_eager(x, weight, residual, eps=eps)
     wide = f"rows of {D} elements (at most {WIDEST})" if D > WIDEST else None
-    refusals = {"triton": triton_refusal(x.device) or wide, "eager": None}
+    refusals = {"triton": triton_refusal(x.device, x.dtype) or wide, "eager": None}
     if choose("rms_norm", backend, x.device, bucket(x.dtype, D=D), refusals) == "eager":
         return rms_norm_eager(x, weight, residual, eps=eps)
     y, h, _ = _op(rows(x), None if residual is None else rows(residual), weight.contiguous(), eps)

@@ -300,7 +300,7 @@ def rope(
         turns = (kept_turns if plain else rope_turns)(E, theta, q.device)
     auto = settled("rope", backend, q)
     refusals = {
-        "triton": triton_refusal(q.device) or (f"head dim {E} (at most 512)" if E > 512 else None),
+        "triton": triton_refusal(q.device, q.dtype) or (f"head dim {E} (at most 512)" if E > 512 else None),
         "eager": None,
     }
     if auto or choose("rope", backend, q.device, bucket(q.dtype, E=E), refusals) == "eager":

@@ -148,7 +148,7 @@ def swiglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
         )
     if settled("swiglu", backend, gate):
         return swiglu_eager(gate, up)
-    refusals = {"triton": triton_refusal(gate.device), "eager": None}
+    refusals = {"triton": triton_refusal(gate.device, gate.dtype), "eager": None}
     if choose("swiglu", backend, gate.device, bucket(gate.dtype, F=gate.shape[-1]), refusals) == "eager":
         return swiglu_eager(gate, up)
     y: Tensor = _op(rows(gate), rows(up))

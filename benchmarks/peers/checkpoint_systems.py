@@ -278,6 +278,7 @@ class Fmscale(System):
         self.saver = Saver(str(folder), "run", world=world, lease=leases[0], config=config)
         self.pieces = [whole(name, tensor) for name, tensor in state.items()]
         self.saver.prepare(self.pieces)
+        self.saver.fence()
         self.written: dict[int, int] = {}
         self._begun: dict[int, float] = {}
 

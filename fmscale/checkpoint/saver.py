@@ -104,19 +104,29 @@ class Saver:
         self._helper = ThreadPoolExecutor(config.buffers, thread_name_prefix="snapshot", initializer=_yield_to_training)
         self._helper.submit(int)
         self._handing: Future[None] | None = None
+        self._preparing: Future[None] | None = None
         # No other process can write to a store in this process's memory.
         in_memory = parse_url(store_url).scheme == "memory"
         self._writer: Worker | ProcessWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
-        """Allocate the snapshots' memory for these pieces, so that the first save takes no longer than later saves.
-        Raises as `save`; a lack of memory does not raise here, as `save` reports it.
+        """Begin to allocate and pin the snapshots' memory for these pieces, in a thread beside training: the first save
+        would wait 5 s for 17 GB. The next `fence` or `save` raises ConfigError if the memory lacks.
         """
-        for slot in self._slots:
+        self._preparing = self._helper.submit(self._allocate, pieces)
+
+    def _allocate(self, pieces: Sequence[Piece]) -> None:
+        for number, slot in enumerate(self._slots):
             try:
                 slot.prepare(pieces)
             except (OSError, MemoryError) as error:
-                logger.warning("no memory for the snapshot: %s", error)
+                size = sum(piece.tensor.nbytes for piece in pieces)
+                raise ConfigError(
+                    f"rank {self._settings.rank} has no host memory for the snapshots that saves are written from",
+                    found=f"{number} of {len(self._slots)} snapshots of {size / 1e9:.1f} GB: {error}",
+                    remedy="Take checkpoint.buffers: 1, fewer ranks a node, or more nodes: each rank holds its part of "
+                    "the state.",
+                ) from error
 
     def save(
         self,
@@ -175,8 +185,11 @@ class Saver:
 
     def fence(self) -> None:
         """Wait until the optimizer may write to the pieces of the last save; a complete copy needs no wait. Call it
-        right before each optimizer step.
+        right before each optimizer step. Raises ConfigError as `prepare` says.
         """
+        preparing, self._preparing = self._preparing, None
+        if preparing is not None:
+            preparing.result()
         save, self._copying = self._copying, None
         if save is None or save.slot is None:
             return
@@ -195,6 +208,9 @@ class Saver:
         """Wait up to `deadline` seconds until every save is acknowledged or has failed, and retention has deleted
         expired checkpoints; True if both happened in time.
         """
+        if self._preparing is not None:
+            self._preparing.exception()  # waits; raised here, it would hide why a run ends before its first step
+            self._preparing = None
         self.fence()
         if self._handing is not None:
             # The persist process may outlive this process, so it needs the whole copy.

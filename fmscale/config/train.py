@@ -33,7 +33,12 @@ class TrainConfig:
     reduce_precision: Literal["bf16", "fp32"] | None = None
     """Type in which gradients travel between ranks; null takes fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """Stage of ZeRO: 1 partitions optimizer state, 2 also gradients, 3 also parameters; 0 partitions nothing."""
+    """Stage of ZeRO: 1 partitions optimizer state, 2 also gradients, 3 also parameters; 0 partitions nothing. In bf16
+    stage 1 reduces gradients once a step, stages 2 and 3 at each forward: stage 1 is the faster with many forwards a
+    step and a slow network."""
+    zero_hpz_partition_size: int = 1
+    """Ranks of a node among which stage 3 keeps a second copy of the weights (hpZ): backward then gathers them within
+    the node, for 2 / size bytes a parameter more on each rank in bf16. It divides the ranks of a node; 1 is off."""
     offload_optimizer: bool = False
     """Keep and update masters and moments in host memory (DeepSpeedCPUAdam, compiled at first use); stages 1 to 3."""
     recompute: Literal["none", "full"] = "none"
@@ -64,10 +69,10 @@ class TrainConfig:
     ui.perfetto.dev shows. On a GPU the traced steps are slower, as each span waits for the device."""
     threads: int | None = 1
     """CPU threads of a rank; null leaves torch's default. On CPU two ranks with two threads each on two cores
-    ran six times slower than with one thread each."""
+    ran six times slower than with one thread each. Updates of offload_optimizer take the rank's share of cores."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "tokens", "log_every", "nonfinite_limit", "threads")
+        at_least(self, 1, "steps", "tokens", "log_every", "nonfinite_limit", "threads", "zero_hpz_partition_size")
         above_zero(self, "seconds", remedy="Give a number above 0, or null for no limit.")
         at_most(self, 1024, "threads")
         above_zero(self, "comm_seconds")
@@ -92,6 +97,9 @@ class TrainConfig:
         if self.offload_optimizer and self.zero_stage == 0:
             found, remedy = "zero_stage 0", "Take zero_stage 1, 2 or 3."
             raise InvalidField("offload_optimizer", "needs a partitioned optimizer", found=found, remedy=remedy)
+        if self.zero_hpz_partition_size > 1 and self.zero_stage != 3:
+            found, remedy = f"zero_stage {self.zero_stage}", "Take zero_stage 3, or zero_hpz_partition_size 1."
+            raise InvalidField("zero_hpz_partition_size", "needs partitioned parameters", found=found, remedy=remedy)
 
     def on(self, device: str) -> "TrainConfig":
         """This config with the precision that null means on a device, such as "cpu" or "cuda:0"."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fmscale.config import BatchShape
 from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import DataError, FmscaleError
 from fmscale.objectives.protocol import Inputs, SampleBatch
@@ -146,12 +147,20 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
     return step, stop
 
 
-def dry_run(loop: Loop, batch: SampleBatch) -> None:
-    """Run a full step on a batch of weight 0 before the restore: it compiles and allocates, so that a lack of
-    memory shows now and not at the first long document. Weights and moments stay unchanged.
+def dry_forwards(batch: BatchShape, device: str) -> int:
+    """Forwards of the dry run: two on a GPU if a step has several, as from the second on the sums of gradients lie
+    beside the memory of a forward. On a CPU the start matters more.
+    """
+    several = batch.accumulation > 1 or batch.forward_tokens is not None
+    return 2 if several and device.startswith("cuda") else 1
+
+
+def dry_run(loop: Loop, batch: SampleBatch, forwards: int = 1) -> None:
+    """Run a step of so many forwards of a batch of weight 0, before the restore: it compiles and allocates, so that a
+    lack of memory shows now and not at the first long document. Weights and moments stay unchanged.
     """
     loop.session.where.phase = "dry run"
-    empty = loop.engine.objective.collate(batch).to(loop.session.device)
+    inputs = [loop.engine.objective.collate(batch).to(loop.session.device)] * forwards
     sources = len(loop.loader.plan.sources)
-    train_step(loop.engine, [empty], count=1.0, sources=sources, rate=0.0, seed=lambda i: None)
+    train_step(loop.engine, inputs, count=1.0, sources=sources, rate=0.0, seed=lambda i: None)
     loop.engine.restored(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from torch import nn
 
 from fmscale.config import BatchShape, Config, derive_batch
 from fmscale.config.metrics import ConsoleConfig
@@ -21,9 +22,12 @@ from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
 from fmscale.train.data import check_length, empty_batch, memory_at_its_place
 from fmscale.train.garbage import collected_together
+from fmscale.train.engine.deepspeed_config import check_hpz
+from fmscale.train.engine.memory import device_memory
 from fmscale.train.init import with_model
 from fmscale.train.length import RunLength, run_length
-from fmscale.train.loop import dry_run, run_loop
+from fmscale.train.loop import dry_forwards, dry_run, run_loop
+from fmscale.train.preflight.forecast import state_bytes
 from fmscale.train.reference import with_reference
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
@@ -92,6 +96,7 @@ def run_training(
             batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
             length = run_length(config, batch)
             check_length(config)
+            check_hpz(config, world.world_size, world)
             if world.rank == 0:
                 check_sinks(config)
             return _run(session, batch, length, stack, optional(show), optional(event))
@@ -101,11 +106,13 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     config, world, where = session.config, session.world, session.where
     loop, restored = assemble(session, batch, length, stack, show, event)
     saving = loop.saving
-    dry_run(loop, empty_batch(config, loop.loader, batch))
-    where.phase = "restore"
-    length = restored()
-    with memory_at_its_place(config), collected_together() as collect:
-        step, reason = run_loop(loop, length, collect)
+    with device_memory(config, batch, session.device, _state_bytes(config, loop.engine.module, batch)):
+        dry_run(loop, empty_batch(config, loop.loader, batch), dry_forwards(batch, session.device))
+        where.phase = "restore"
+        length = restored()
+        saving.prepare()
+        with memory_at_its_place(config), collected_together() as collect:
+            step, reason = run_loop(loop, length, collect)
     loop.journal.end(step, "stopped" if reason else "complete")
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)
@@ -130,6 +137,14 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
             "from the newest checkpoint.",
         )
     return outcome
+
+
+def _state_bytes(config: Config, module: nn.Module, batch: BatchShape) -> int:
+    """Bytes of the model's state on this rank's device, by the plan."""
+    counts = {True: 0, False: 0}
+    for parameter in module.parameters():
+        counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+    return state_bytes(counts[True], config.train, config.train.zero_stage, batch.dp_size, counts[False]).device
 
 
 def _write_outcome(outcome: Outcome) -> None:

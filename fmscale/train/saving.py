@@ -44,6 +44,10 @@ class Saving:
         self._last_begun = self._began_at = step
         self.best = best
 
+    def prepare(self) -> None:
+        """Allocate the snapshots' memory beside the first forward, so that a lack of it shows before the first step."""
+        self.saver.prepare(self.engine.pieces(save=True))
+
     @property
     def acknowledged(self) -> int:
         """Steps of the newest save that this rank knows to be durable, or else the steps at which the run began."""

@@ -32,6 +32,8 @@ from fmscale.train.data import (
     tokenizer_of,
     vocabulary,
 )
+from fmscale.train.engine.cores import cores_of
+from fmscale.train.engine.memory import device_memory
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
 from fmscale.train.init import find_init, load_init
@@ -84,7 +86,9 @@ def assemble(
         event(_opened(session, loader, vocab_size, batch, length, resumes=resume.which != "none"))
 
     where.phase = "building the model"
-    engine = build_engine(config, session.dp, vocab_size, batch, session.device)
+    choices: dict[str, Any] = {"draw": resume.which == "none", "cores": cores_of(world.local_size)}
+    with device_memory(config, batch, session.device):
+        engine = build_engine(config, session.dp, vocab_size, batch, session.device, **choices)
     journal = _journal(session, loader, engine.objective.unit, vocab_size, stack)
 
     def tell(**record: Any) -> None:

@@ -239,7 +239,7 @@ def numbers_refusal(q: torch.Tensor) -> str | None:
         return f"{q.dtype} (it takes fp16, bf16 and fp32)"
     if q.shape[-1] > WIDEST:
         return f"a head dim of {q.shape[-1]} (at most {WIDEST})"
-    return triton_refusal(q.device)
+    return triton_refusal(q.device, q.dtype)
 
 
 def check_alike(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, **numbers: Any) -> None:

@@ -99,3 +99,40 @@ def test_on_a_cpu_triton_stays_unimported() -> None:
     variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, check=False)
     assert done.returncode == 0, done.stderr
+
+
+UNCORRECTED = """
+import torch
+from fmscale.errors import KernelError
+from fmscale.kernels import adamw_step, attention_decode, flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
+
+def calls(dtype):
+    x, heads, cache = (torch.ones(shape, dtype=dtype) for shape in ((4, 8), (4, 2, 4), (3, 5, 2, 4)))
+    master = [torch.ones(8) for _ in range(4)]
+    how = {"backend": "triton"}
+    yield lambda: swiglu(x, x, **how)
+    yield lambda: flash_attention(heads, heads, heads, cu_seqlens=torch.tensor([0, 1, 4]), **how)
+    yield lambda: attention_decode(cache, cache, cache, torch.tensor([5, 0, 2]), **how)
+    yield lambda: rms_norm(x, x[0], **how)
+    yield lambda: linear_cross_entropy(x, x, torch.arange(4) % 4, **how)
+    yield lambda: rope(heads, heads, torch.arange(4), **how)
+    yield lambda: adamw_step(*master, copy=x[0], lr=1e-3, step=1, **how)
+
+for call in calls(torch.bfloat16):
+    try:
+        call()
+    except KernelError as error:
+        assert "under TRITON_INTERPRET=1 its products are garbage" in str(error), error
+        assert error.remedy.startswith("Use backend="), error
+    else:
+        raise AssertionError("no error")
+next(calls(torch.float32))()
+assert swiglu(torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16))[0] > 0
+"""
+
+
+def test_the_interpreter_alone_is_refused_in_bf16() -> None:
+    """Outside these tests nothing corrects it: a run would train on garbage, with a loss that looks right."""
+    variables = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", UNCORRECTED], capture_output=True, text=True, env=variables, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

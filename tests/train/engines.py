@@ -38,16 +38,18 @@ def config_of(stage: int, precision: str, model: Mapping[str, Any] | None = None
 
 
 def make_engine(
-    config: Config, rank: int, size: int, accumulation: int = 1, compiler: str = "inductor"
+    config: Config, rank: int, size: int, accumulation: int = 1, compiler: str = "inductor", cores: int = 1
 ) -> DeepSpeedEngine:
     restart_numbers()
     micro = -(-ROWS // size // accumulation)
     batch = BatchShape(global_batch=ROWS, micro_batch=micro, accumulation=accumulation, dp_size=size)
-    return build_engine(config, Axis(rank=rank, size=size), VOCAB, batch, "cpu", compiler=compiler)
+    return build_engine(config, Axis(rank=rank, size=size), VOCAB, batch, "cpu", compiler=compiler, cores=cores)
 
 
 def rows_of(step: int, first: int, stop: int, rows: int) -> Inputs:
-    """Rows [first, stop) of a step's global batch, with two documents each, filled up to `rows`."""
+    """Rows [first, stop) of a step's global batch, filled up to `rows`: two documents each, but for a single one in row
+    0 of odd steps, so that steps differ in their number of documents.
+    """
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(VOCAB, (ROWS, T + 1), generator=generator)[first:stop]
     fill = torch.zeros((rows - len(tokens), T + 1), dtype=torch.int64)
@@ -57,13 +59,16 @@ def rows_of(step: int, first: int, stop: int, rows: int) -> Inputs:
     weights = torch.ones(rows, T)
     weights[:, cut - 1] = 0
     weights[stop - first :] = 0
-    starts = torch.arange(rows)[:, None] * T + torch.tensor([[0, cut]])
+    starts = (torch.arange(rows)[:, None] * T + torch.tensor([[0, cut]])).flatten()
+    if step % 2 and not first:
+        positions = torch.cat((torch.arange(T)[None], positions[1:]))
+        starts = starts[starts != cut]
     return Inputs(
         tensors={
             "tokens": tokens[:, :-1].contiguous(),
             "labels": tokens[:, 1:].contiguous(),
             "positions": positions.contiguous(),
-            "cu_seqlens": torch.cat((starts.flatten(), torch.tensor([rows * T]))).to(torch.int32),
+            "cu_seqlens": torch.cat((starts, torch.tensor([rows * T]))).to(torch.int32),
         },
         weights=weights,
         source=torch.arange(rows) % 2,

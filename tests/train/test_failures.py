@@ -174,6 +174,34 @@ def test_the_second_ctrl_c_of_a_run_alone_interrupts_it(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def out_of_memory(rank: int, size: int, path: str) -> Any:
+    """A run whose forward of the first step asks for more memory than there is."""
+    import torch
+
+    from fmscale.train.engine.deepspeed import DeepSpeedEngine
+
+    forward, forwards = DeepSpeedEngine.forward, iter(range(2))
+
+    def full(self: Any, *args: Any) -> Any:
+        if next(forwards):  # behind the dry run
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. More")
+        return forward(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeepSpeedEngine, "forward", full)
+        return outcome_of(rank, size, path)
+
+
+def test_a_lack_of_device_memory_in_a_step_is_told_with_the_plan_and_remedies(path: Path) -> None:
+    [told] = run_ranks(out_of_memory, 1, str(path), timeout=120)
+    assert told.startswith("OutOfDeviceMemory: cpu has no memory left")
+    report = first_failure(path.parent / "run")
+    assert report is not None
+    assert (report["phase"], report["step"]) == ("train", 1)
+    assert "2.00 GiB; the model's state is 0.0 GB of it by the plan" in report["found"]
+    assert report["remedy"] == "In this order: train.recompute: full; train.offload_optimizer: true."
+
+
 def interrupted_after_a_step(rank: int, size: int, path: str) -> dict[str, Any]:
     from fmscale.train.step import train_step
 

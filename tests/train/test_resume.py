@@ -44,6 +44,35 @@ def go(size: int, path: Path, *overrides: str) -> dict[str, Any]:
     return outcome
 
 
+def watched(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """`train_here` with its `draws` of random weights, and the `order` of allocations for snapshots and of saves."""
+    from fmscale.checkpoint.saver import Saver
+    from fmscale.checkpoint.snapshot import snapshot
+
+    draws, order = 0, []
+    normal, save, memory = torch.Tensor.normal_, Saver.save, snapshot.SharedMemory
+
+    def drawn(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal draws
+        draws += 1
+        return normal(self, *args, **options)
+
+    def allocated(size: int) -> Any:
+        order.append("memory")
+        return memory(size)
+
+    def saved(self: Any, *args: Any, **options: Any) -> None:
+        order.append("save")
+        save(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "normal_", drawn)
+        patch.setattr(snapshot, "SharedMemory", allocated)
+        patch.setattr(Saver, "save", saved)
+        outcome = train_here(rank, size, path, overrides)
+    return {**outcome, "draws": draws, "order": order}
+
+
 def exact(folder: Path) -> list[tuple[Any, ...]]:
     steps = steps_of(folder)
     return [(step, *(steps[step].get(name) for name in EXACT)) for step in sorted(steps)]
@@ -51,11 +80,17 @@ def exact(folder: Path) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_resume_at_the_same_size_is_bit_exact(store: str, tmp_path: Path, size: int) -> None:
-    """Dropout, accumulation of several forwards, two weighted sources."""
+    """Dropout, accumulation of several forwards, two weighted sources. Weights are drawn in the first job alone, and no
+    save allocates memory.
+    """
     path = write_config(tmp_path, store)
-    assert go(size, path, f"train.run=whole{size}")["complete"]
+    begun = run_ranks(watched, size, str(path), (f"train.run=whole{size}",), timeout=120)
+    assert all(job["complete"] and job["draws"] > 10 for job in begun)
+    assert all(job["order"] == ["memory", "save", "save", "save"] for job in begun)
     assert go(size, path, f"train.run=parts{size}", "train.steps=4")["last_step"] == 4
-    again = go(size, path, f"train.run=parts{size}")
+    resumed = run_ranks(watched, size, str(path), (f"train.run=parts{size}",), timeout=120)
+    assert [job["draws"] for job in resumed] == [0] * size
+    again = resumed[0]
     assert (again["first_step"], again["last_step"]) == (4, 8)
     found = catalog.list_checkpoints(open_store(store), f"parts{size}")
     assert [one.verified for one in found if one.step == 4] == [True], "every byte of it was read and is right"
@@ -119,6 +154,12 @@ def test_state_is_equal_to_the_bit_right_after_the_restore(
     saved = open_checkpoint(f"{store}#{load_config(path, common).train.run}@2")
     check_state(ranks, saved)
     assert {tensor.state for tensor in saved.manifest.tensors} == {"weight", "exp_avg", "exp_avg_sq"}
+
+
+def test_hpz_over_more_ranks_than_a_node_has_is_refused_at_the_start(store: str, tmp_path: Path) -> None:
+    path = write_config(tmp_path, store)
+    with pytest.raises(ConfigError, match="zero_hpz_partition_size must divide the ranks of each node"):
+        go(1, path, "train.zero_stage=3", "train.zero_hpz_partition_size=2")
 
 
 def test_a_fork_begins_a_new_run_with_the_state_of_another(store: str, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Snapshot of a save: one copy of this rank's pieces into memory that later saves reuse.
 
 On a CPU a thread copies while the next forward and backward run. On CUDA a side stream copies after the work that the
-device already has, and at the `fence` the device's stream waits, not the host. Buffers, which forward and backward may
-change, are copied before `take` returns.
+device already has, and at the `fence` the device's stream waits, not the host. Where CUDA refuses to pin the memory,
+the thread copies from that stream, several times slower. Buffers, which forward and backward may change, are copied
+before `take` returns.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from threading import Event
 from typing import Any
 
@@ -19,6 +22,8 @@ from fmscale.checkpoint.format.layout import FileLayout, checked, plan_layout
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING
 from fmscale.checkpoint.snapshot.memory import SharedMemory
+
+logger = logging.getLogger(__name__)
 
 MOVING = frozenset({"buffer"})
 """States that forward and backward may change."""
@@ -46,7 +51,10 @@ class Copy:
 class SnapshotSlot:
     """One snapshot's memory and the plan of its copies; both are kept from save to save."""
 
-    def __init__(self) -> None:
+    def __init__(self, register: Callable[[Tensor, torch.device], int] | None = None) -> None:
+        """`register` pins memory for pieces of a device, and returns CUDA's error or 0; by default CUDA's own does it
+        for GPUs."""
+        self._register = register
         self.busy = False
         self.memory: SharedMemory | None = None
         self.layout: FileLayout | None = None
@@ -56,10 +64,11 @@ class SnapshotSlot:
         self._later: list[Copy] = []
         self._copied = Event()
         self._done: list[Any] = []
-        self._registered = False
+        self._streams: dict[torch.device, Any] = {}
+        self._pinned: bool | None = None
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
-        """Plan the copies of these pieces, or keep the last plan if the pieces are the same, and allocate memory.
+        """Plan the copies of these pieces, or keep the last plan if the pieces are the same; allocate and pin memory.
 
         Raises ConfigError for a piece that cannot be saved, OSError or MemoryError for a lack of memory.
         """
@@ -75,24 +84,29 @@ class SnapshotSlot:
         if self.memory is None or self.memory.size < self.layout.memory_bytes:
             self.release()
             self.memory = SharedMemory(self.layout.memory_bytes)
+        device = next((copy.source.device for copy in self._copies if copy.source.is_cuda or self._register), None)
+        if self._pinned is None and device is not None:
+            self._pinned = pin(self._target, device, self._register or _register)
+
+    @property
+    def _target(self) -> Tensor:
+        assert self.memory is not None
+        return torch.frombuffer(self.memory.view, dtype=torch.uint8)
 
     def take(self, *, overlap: bool) -> None:
         """Begin the copy. Without `overlap` copy all pieces; with it copy the pieces that forward may change, and queue
         the copies of GPU tensors. `finish` completes the copy.
         """
-        assert self.memory is not None
-        target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
-        on_gpu = any(copy.source.is_cuda for copy in self._copies)
-        if on_gpu and not self._registered:
-            _register(target)
-            self._registered = True
+        target = self._target
         self._copied.clear()
         later = [copy for copy in self._copies if overlap and not copy.moving]
         for copy in self._copies:
             if copy.moving or not overlap:
                 copy_block(target, copy)
-        self._done = _side_stream([c for c in later if c.source.is_cuda], target) if on_gpu else []
-        self._later = [copy for copy in later if not copy.source.is_cuda]
+        self._streams = _side_streams(later)
+        queued = [copy for copy in later if copy.source.is_cuda and self._pinned]
+        self._done = _queue(queued, target, self._streams)
+        self._later = [copy for copy in later if not (copy.source.is_cuda and self._pinned)]
         if not self._later:
             self._copied.set()
 
@@ -100,15 +114,15 @@ class SnapshotSlot:
         """Copy the rest and return when the snapshot is complete; a thread beside training calls this. `copied`
         receives the byte up to which the memory is final, several times during the copy.
         """
-        assert self.memory is not None
-        target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
+        target = self._target
         try:
             final = 0
             for copy in self._later:
                 if copy.offset - final >= BLOCK_BYTES and not self._done:
                     final = copy.offset
                     copied(final)
-                copy_block(target, copy)
+                with _on(self._streams.get(copy.source.device)):
+                    copy_block(target, copy)
         finally:
             self._copied.set()
         for event in self._done:
@@ -130,10 +144,9 @@ class SnapshotSlot:
     def release(self) -> None:
         """Free the memory."""
         if self.memory is not None:
-            if self._registered:
-                view = torch.frombuffer(self.memory.view, dtype=torch.uint8)
-                _cudart().cudaHostUnregister(view.data_ptr())
-                self._registered = False
+            if self._pinned and not self._register:
+                torch.cuda.cudart().cudaHostUnregister(self._target.data_ptr())
+            self._pinned = None
             self.memory.close()
             self.memory = None
 
@@ -187,32 +200,49 @@ def _one_view(first: Tensor, second: Tensor) -> Tensor | None:
     )
 
 
-def _register(target: Tensor) -> None:
-    """Pin the snapshot's pages with CUDA, so that copies from the device run beside kernels and need no bounce
-    buffer.
-    """
-    code = _cudart().cudaHostRegister(target.data_ptr(), target.numel(), 0)
-    if int(code) != 0:
-        raise MemoryError(f"cudaHostRegister of {target.numel()} bytes failed with {code}")
+def pin(target: Tensor, device: torch.device, register: Callable[[Tensor, torch.device], int]) -> bool:
+    """Pin the snapshot's pages, so that copies from the device run beside kernels. False if CUDA refuses."""
+    error = register(target, device)
+    if error:
+        _warn(error)
+        # The error stays in CUDA's runtime, and the check behind the next kernel, which clears it, would raise it.
+        with suppress(RuntimeError):
+            torch.zeros(1, device=device)
+    return not error
 
 
-def _cudart() -> Any:
-    return torch.cuda.cudart()
+@cache
+def _warn(error: int) -> None:
+    """Say once in a process what a refusal costs."""
+    logger.warning(
+        "CUDA does not pin the memory of snapshots (cudaHostRegister: error %d), as in some sandboxes and on virtual "
+        "GPUs: saves copy the state several times slower, beside training",
+        error,
+    )
 
 
-def _side_stream(copies: list[Copy], target: Tensor) -> list[Any]:
-    """Queue the copies after the work that each device already has; return an event a device, behind its copies."""
-    events = []
-    for device in sorted({copy.source.device.index for copy in copies}):
-        with torch.cuda.device(device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for copy in copies:
-                    if copy.source.device.index == device:
-                        size = copy.source.numel()
-                        target[copy.offset : copy.offset + size].copy_(copy.source, non_blocking=True)
-                event = torch.cuda.Event()
-                event.record(stream)
-            events.append(event)
-    return events
+def _register(target: Tensor, device: torch.device) -> int:
+    with torch.cuda.device(device):  # the helper thread's own would be GPU 0
+        return int(torch.cuda.cudart().cudaHostRegister(target.data_ptr(), target.numel(), 0))
+
+
+def _side_streams(copies: Iterable[Copy]) -> dict[torch.device, Any]:
+    """A stream for each GPU of the copies, behind the work that the GPU already has."""
+    streams = {}
+    for device in {copy.source.device for copy in copies if copy.source.is_cuda}:
+        streams[device] = torch.cuda.Stream(device)
+        streams[device].wait_stream(torch.cuda.current_stream(device))
+    return streams
+
+
+def _on(stream: Any) -> Any:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _queue(copies: Sequence[Copy], target: Tensor, streams: dict[torch.device, Any]) -> list[Any]:
+    """Queue the copies on their devices' streams; return an event a device, behind its copies."""
+    for copy in copies:
+        with _on(streams[copy.source.device]):
+            size = copy.source.numel()
+            target[copy.offset : copy.offset + size].copy_(copy.source, non_blocking=True)
+    return [streams[device].record_event() for device in sorted({copy.source.device for copy in copies}, key=str)]

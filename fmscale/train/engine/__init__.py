@@ -9,4 +9,6 @@
 - `partitions.py`        masters and moments as the pieces of a checkpoint
 - `accelerator.py`       DeepSpeed on the device of this rank
 - `cpu_adam.py`          DeepSpeed's Adam in host memory, compiled at first use
+- `cores.py`             cores of a rank for that, and for compilers
+- `memory.py`            a lack of memory on the device
 """

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fmscale.models.weights import Whole
 from fmscale.objectives.protocol import Inputs, Loss, Objective
 from fmscale.runtime.axes import Axis
 from fmscale.train.engine.accelerator import import_deepspeed, without_triton
+from fmscale.train.engine.cores import threads
 from fmscale.train.engine.deepspeed_config import deepspeed_config
 from fmscale.train.engine.gather import gather_over
 from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
@@ -35,8 +36,11 @@ class DeepSpeedEngine:
         batch: BatchShape,
         dp: Axis,
         device: str,
+        *,
+        cores: int = 1,
     ) -> None:
-        """`trained` calls a function with the model; `names` are the logical names of its parameters, by id.
+        """`trained` calls a function with the model; `names` are the logical names of its parameters, by id. `cores`
+        is the number of threads that update masters in host memory.
 
         torch.distributed must be initialised. Raises ConfigError for an engine whose state cannot be saved."""
         deepspeed = import_deepspeed(device)
@@ -52,7 +56,7 @@ class DeepSpeedEngine:
             base = make_optimizer(groups, optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
-        settings = deepspeed_config(train, optimizer, batch, device)
+        settings = deepspeed_config(train, optimizer, batch, device, trained)
         # Our AdamW is torch's, which is in this list, and DeepSpeed warns of every class that is not.
         supported = deepspeed.runtime.zero.utils.ZERO_SUPPORTED_OPTIMIZERS
         if type(base) not in supported:
@@ -68,6 +72,7 @@ class DeepSpeedEngine:
         self._engine.enable_backward_allreduce = not self._alone
         self.updates = 0
         self._clip = optimizer.clip_norm
+        self._cores = cores if train.offload_optimizer else None
         # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
         self._base = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
         parts = slices(self._engine, names, self._stage, dp.rank)
@@ -130,7 +135,9 @@ class DeepSpeedEngine:
         return update
 
     def _step_partitioned(self) -> Update:
-        self._engine.step()
+        # With the single thread of `train.threads` 1 B parameters would take 2.5 s in host memory.
+        with threads(self._cores) if self._cores else nullcontext():
+            self._engine.step()
         norm = self._engine.get_global_grad_norm()
         overflow = bool(getattr(self._engine.optimizer, "overflow", False))
         value = float("nan") if norm is None else float(norm)
@@ -188,7 +195,8 @@ def born_partitioned(config: dict[str, Any], device: str) -> Iterator[Whole]:
     deepspeed = import_deepspeed(device)
     with redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=False)
-        # On a CPU Init ignores its `dtype` (always bf16) but obeys the config's. Its linear layer would replace torch's
-        # for good, in the whole process.
-        with deepspeed.zero.Init(config_dict_or_path=config, mem_efficient_linear=False):
+        # DeepSpeed would neither make another engine's groups of hpZ nor leave them out of this engine.
+        deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
+        # On a CPU Init ignores its `dtype` (always bf16) but obeys the config's.
+        with deepspeed.zero.Init(config_dict_or_path=config):
             yield lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

@@ -7,17 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from fmscale.config import BatchShape, Config, NextTokenConfig
-from fmscale.models import build
+from fmscale.models import Decoder, build
 from fmscale.models.lora import draw_adapters, wrap
 from fmscale.models.weights import Whole
 from fmscale.objectives import Objective, check_objective, make_objective
 from fmscale.runtime.axes import Axis
+from fmscale.train.engine.cores import bound_compilers
 from fmscale.train.engine.deepspeed import DeepSpeedEngine, born_partitioned
 from fmscale.train.engine.deepspeed_config import deepspeed_config
 
@@ -63,20 +64,26 @@ def build_engine(
     *,
     objective: Objective | None = None,
     compiler: str = "inductor",
+    draw: bool = True,
+    cores: int = 1,
 ) -> DeepSpeedEngine:
     """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks.
 
-    `objective` stands for that of the config. `compiler` is the backend of torch.compile, where that is used.
+    `objective` stands for that of the config. `compiler` is the backend of torch.compile, where that is used. Without
+    `draw`, meant for an engine that a checkpoint fills, the weights of our decoder are 0: drawing takes 4 s a billion
+    parameters. `cores` bounds the threads of an update in host memory, and of compilers.
     """
     train = config.train
     objective = check_objective(make_objective(config.objective) if objective is None else objective)
     if train.zero_stage < 3:
-        model = _initialised(config, vocab_size)
+        model = _initialised(config, vocab_size, draw)
     else:  # a rank holds a single whole parameter at a time
         with born_partitioned(deepspeed_config(train, config.optimizer, batch, device), device) as whole:
-            model = _initialised(config, vocab_size, whole)
+            model = _initialised(config, vocab_size, draw, whole)
     cast = train.precision == "bf16" and train.zero_stage == 0
     chosen = compiler if _compiled(config, device) else None
+    if chosen:
+        bound_compilers(cores)
     wrap_blocks(
         getattr(model, "layers", nn.ModuleList()),
         cast=cast,
@@ -90,19 +97,20 @@ def build_engine(
     trained = ModelRoot(model)
     module = CastModule(trained, torch.bfloat16) if cast else trained
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return DeepSpeedEngine(module, objective, names, config, batch, dp, device)
+    return DeepSpeedEngine(module, objective, names, config, batch, dp, device, cores=cores)
 
 
-def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Module:
+def _initialised(config: Config, vocab_size: int | None, draw: bool, *whole: Whole) -> nn.Module:
     """The model of a config. Without `init_weights`, constructors draw from torch's own generator under the seed. With
     an adapter nothing else is drawn. With `objective.reference: model` it has a frozen copy of the same weights,
-    `reference`, that drops nothing out.
+    `reference`, that drops nothing out. Without `draw` a decoder has zeros; a class of the user's own may also set what
+    no checkpoint has, such as buffers, and is initialised.
     """
     if getattr(config.objective, "reference", None) == "model":
         decoder = config.decoder("objective.reference: model")
         alone = replace(config, objective=NextTokenConfig())
-        model = _initialised(alone, vocab_size, *whole)
-        model.reference = _initialised(replace(alone, model=replace(decoder, dropout=0.0)), vocab_size, *whole)
+        model = _initialised(alone, vocab_size, draw, *whole)
+        model.reference = _initialised(replace(alone, model=replace(decoder, dropout=0.0)), vocab_size, draw, *whole)
         model.reference.requires_grad_(False)
         return model
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +119,13 @@ def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Mo
         if config.adapter is not None:
             wrap(model, config.adapter)
     init: Any = getattr(model, "init_weights", None) if config.adapter is None else partial(draw_adapters, model)
-    if init is not None:
+    if not draw and type(model) is Decoder:
+        for parameter in model.parameters():
+            part = getattr(parameter, "ds_tensor", parameter)
+            part.data.zero_()
+            if part is not parameter:
+                setattr(parameter, "ds_secondary_tensor", None)  # noqa: B010  (the copy of hpZ, made before)
+    elif init is not None:
         init(torch.Generator().manual_seed(config.train.seed), *whole)
     return model
 
@@ -121,14 +135,14 @@ def wrap_blocks(
 ) -> None:
     """Wrap each block in compiled code and recompute; the code of a block contains neither.
 
-    Each block is compiled by itself: the code of one block serves all blocks, and compiles in seconds. Recompute wraps
-    the compiled code, as torch compiles nothing that a checkpoint calls. Without `dropout` a recomputed block needs no
-    generator's state, which costs four copies a block on a GPU. With `cast`, recompute takes the weights that
-    CastModule gave to forward: in backward a block has its fp32 weights again.
+    Each block is compiled by itself: the code of one block serves all blocks and any number of documents, and compiles
+    in seconds. Recompute wraps the compiled code, as torch compiles nothing that a checkpoint calls. Without `dropout`
+    a recomputed block needs no generator's state, which costs four copies a block on a GPU. With `cast`, recompute
+    takes the weights that CastModule gave to forward: in backward a block has its fp32 weights again.
     """
     for block in layers:
         if compiler is not None:
-            block.forward = torch.compile(block.forward, dynamic=None, backend=compiler)
+            block.forward = _for_any_documents(torch.compile(block.forward, dynamic=None, backend=compiler))
         if recompute:
             block.forward = partial(
                 checkpoint,
@@ -137,6 +151,22 @@ def wrap_blocks(
                 preserve_rng_state=dropout,
                 context_fn=partial(_same_weights, block) if cast else noop_context_fn,
             )
+
+
+def _for_any_documents(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The compiled code of a block, in which vectors of integers, `cu_seqlens` above all, may have any length from the
+    start: the dry run's length would otherwise become a constant, and the first step would compile anew.
+    """
+    # The import takes 2 CPU seconds, which a run without torch.compile would spend for nothing.
+    from torch._dynamo import maybe_mark_dynamic
+
+    def forward(*inputs: Any, **named: Any) -> Tensor:
+        for each in (*inputs, *named.values()):
+            if isinstance(each, Tensor) and each.dim() == 1 and not each.is_floating_point():
+                maybe_mark_dynamic(each, 0)
+        return compiled(*inputs, **named)
+
+    return forward
 
 
 def _same_weights(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -51,7 +51,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, *, decay: bool =
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, *, offload: bool) -> Any:
-    """torch's AdamW, fused; with `offload` DeepSpeed's, which updates in host memory with all cores.
+    """torch's AdamW, fused; with `offload` DeepSpeed's, which updates in host memory.
 
     torch.compile'd or foreach variants are not used: on a flat partition there is one tensor a group, and
     the fused kernel reads and writes each of its bytes once.

@@ -145,4 +145,6 @@ def publish(engine: Any, stage: int) -> None:
             # DeepSpeed would not gather an available parameter again, and it would keep its old values.
             optimizer._partition_all_parameters()
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-        optimizer.invalidate_secondary_tensor()
+        # The copies that hpZ keeps within a node; DeepSpeed's own function leaves frozen parameters out.
+        for parameter in engine.module.parameters():
+            parameter.ds_secondary_tensor = None

@@ -40,6 +40,7 @@ from fmscale.train.data import (
     training_sources,
     vocabulary,
 )
+from fmscale.train.engine.deepspeed_config import check_hpz
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init, with_model
 from fmscale.train.length import RunLength, run_length
@@ -135,6 +136,7 @@ def check_run(
     batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
     length = checks.run(lambda: run_length(config, batch)) if batch else None
     checks.run(lambda: check_length(config))
+    checks.run(lambda: check_hpz(config, world))
     checks.run(lambda: check_folder(config))
     checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)

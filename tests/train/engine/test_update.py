@@ -135,12 +135,12 @@ def compiled_training(rank: int, size: int, stage: int, recompute: str, dropout:
     ],
 )
 def test_blocks_compile_with_and_without_recompute(stage: int, recompute: str, dropout: float) -> None:
-    """Four blocks share one graph. At stage 3 the hooks that fetch parameters break it."""
+    """Four blocks and two numbers of documents share one graph. At stage 3 the hooks that fetch parameters break it."""
     [(eager, compiled, ran, graphs, breaks)] = run_ranks(compiled_training, 1, stage, recompute, dropout, timeout=600)
     runs = 8 if recompute == "full" else 4
     assert ran["blocks"] == runs
     if stage < 3:
-        assert 1 <= graphs <= 2
+        assert graphs == 1
         assert breaks == 0
         assert ran["compiled"] == runs
     else:
