@@ -21,9 +21,9 @@ from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
 from fmscale.train.data import check_length, empty_batch, memory_at_its_place
-from fmscale.train.garbage import collected_together
 from fmscale.train.engine.deepspeed_config import check_hpz
 from fmscale.train.engine.memory import device_memory
+from fmscale.train.garbage import collected_together
 from fmscale.train.init import with_model
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_forwards, dry_run, run_loop
