@@ -6,6 +6,7 @@ products of the backward use this gradient before the next chunk. The loss is a 
 number, which scales the gradients that the forward stored.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -300,7 +301,8 @@ def linear_cross_entropy(
     on_cpu = hidden.device.type == "cpu"
     if chunk_bytes is None:
         chunk_bytes = CPU_TOKENS * weight.shape[0] * hidden.element_size() if on_cpu else CHUNK_BYTES
-    call = _OutsideCompiledCode.apply if on_cpu and not torch.compiler.is_compiling() else _op
+    eager = on_cpu and not torch.compiler.is_compiling()
+    call: Callable[..., tuple[Tensor, ...]] = _OutsideCompiledCode.apply if eager else _op
     total, count, losses, _, _ = call(
         rows(hidden), weight.contiguous(), labels.reshape(-1).contiguous(),
         None if token_weights is None else token_weights.detach().reshape(-1).contiguous(), ignore_index, z_loss,
