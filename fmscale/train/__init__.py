@@ -23,5 +23,6 @@
 - `run_folder.py`         checks of the folders that a run writes to
 - `compare.py`            the first difference of two runs
 - `engine/`               the sharded model
+- `machine/`              this machine, and the links between the ranks' machines
 - `preflight/`            problems and needs of a run before its start
 """
