@@ -51,8 +51,8 @@ def read_sweep(sweeps: Sequence[str], run: str) -> tuple[Element, ...]:
     last = [key.rpartition(".")[2] for key in choices]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(choices, last, strict=True)}
     elements = dict[str, Element]()
-    for values in itertools.product(*choices.values()):
-        chosen = dict(zip(choices, values, strict=True))
+    for combination in itertools.product(*choices.values()):
+        chosen = dict(zip(choices, combination, strict=True))
         words = (re.sub(r"[^\w.+-]+", "_", f"{short[key]}-{value}").strip("_") for key, value in chosen.items())
         element = Element(run="-".join((run, *words)), values=chosen)
         if element.run in elements:

@@ -6,6 +6,7 @@ import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fmscale.errors import ConfigError
 from fmscale.runtime import variables
@@ -27,7 +28,7 @@ def settle(device: str, devices: Path = DEVICES) -> None:
         return
     from torch import cuda
 
-    gpu = cuda.get_device_properties(device)
+    gpu: Any = cuda.get_device_properties(device)
     bind(local_cpus(f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0", devices))
     unset = {name: folder for name, folder in CACHES.items() if name not in os.environ}
     if unset:

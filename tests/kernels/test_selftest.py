@@ -1,5 +1,7 @@
 """The self-test of the kernels passes here, and finds a kernel that is wrong, or does not run."""
 
+from typing import Any
+
 import pytest
 import torch
 from fmscale.kernels import selftest
@@ -9,6 +11,7 @@ from tests.kernels.conftest import INTERPRETED
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 
 
+@pytest.mark.slow
 def test_every_kernel_agrees_with_its_eager_form(device: torch.device) -> None:
     errors = dict(selftest.compare(device, DTYPE))
     assert list(errors) == list(selftest.CASES)
@@ -20,20 +23,22 @@ def test_a_wrong_result_a_wrong_gradient_and_a_crash_are_told(
 ) -> None:
     class Doubled(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: object, x: torch.Tensor, wrong: bool) -> torch.Tensor:
-            ctx.wrong = wrong  # type: ignore[attr-defined]
+        def forward(ctx: Any, x: torch.Tensor, wrong: bool) -> torch.Tensor:
+            ctx.wrong = wrong
             return x * 2
 
         @staticmethod
-        def backward(ctx: object, dy: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-            return dy * (3 if ctx.wrong else 2), None  # type: ignore[attr-defined]
+        def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return dy * (3 if ctx.wrong else 2), None
+
+    doubled: Any = Doubled.apply
 
     def crash(make: object, backend: str) -> tuple[torch.Tensor, ...]:
         raise RuntimeError("out of resources\nmore")
 
     cases: dict[str, selftest.Case] = {
         "result": lambda make, backend: (make(8) * (1.1 if backend == "triton" else 1.0),),
-        "gradient": lambda make, backend: (Doubled.apply(make(8), backend == "triton"),),
+        "gradient": lambda make, backend: (doubled(make(8), backend == "triton"),),
         "nan": lambda make, backend: (make(8) * (float("nan") if backend == "triton" else 1.0),),
         "crash": crash,
         "right": lambda make, backend: (make(8) * 2,),

@@ -46,14 +46,13 @@ def used(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def values(value: Any, path: str) -> Iterator[Any]:
-    """Values of a manifest at a path of `used`."""
-    name, _, rest = path.replace("[]", ".[]").partition(".")
-    for part in value if name == "[]" else [value[name.replace("/", ".")]] if name.replace("/", ".") in value else []:
-        if rest:
-            yield from values(part, rest.replace(".[]", "[]"))
-        else:
-            yield part
+def values(value: Any, names: list[str]) -> list[Any]:
+    """Values of a manifest at the names of a path, [] for each element of a list."""
+    if not names:
+        return [value]
+    name = names[0].replace("/", ".")
+    parts = value if name == "[]" else [value[name]] if name in value else []
+    return [found for part in parts for found in values(part, names[1:])]
 
 
 def read(name: str) -> Any:
@@ -70,7 +69,7 @@ def test_every_field_is_one_of_the_schema_and_has_its_type(name: str) -> None:
     manifest, fields = read(name), json.loads(FIELDS.read_text())[name]
     assert set(used(manifest)) == fields.keys()
     for path, allowed in fields.items():
-        found = list(values(manifest, path))
+        found = values(manifest, path.replace("[]", ".[]").split("."))
         assert found, path
         for value in found:
             assert value in allowed or KINDS[type(value)] in allowed, (path, value)

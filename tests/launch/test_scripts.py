@@ -67,10 +67,10 @@ def dry_run(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]
 def test_a_job_starts_its_ranks_bare_or_in_an_image(tmp_path: Path, container: str) -> None:
     done = dry_run(tmp_path, CONTAINER=container, IMAGE="image.sif", MOUNTS="/data,/scratch")
     assert done.returncode == 0, done.stderr
-    words = subprocess.check_output(["bash", "-c", f"printf '%s\\n--\\n' {done.stdout}"], text=True).split("\n--\n")[
-        :-1
-    ]
-    options, front = ([word.replace("FOLDER", str(tmp_path)) for word in part] for part in INSIDE[container])
+    split = ["bash", "-c", f"printf '%s\\n--\\n' {done.stdout}"]
+    words = subprocess.check_output(split, text=True).split("\n--\n")[:-1]
+    inside = INSIDE[container].replace("FOLDER", str(tmp_path)).split()
+    options, front = inside[: inside.index("task")], inside[inside.index("task") :]
     placement = ["--distribution=block", "--cpu-bind=none", "--kill-on-bad-exit=1", "--label"]
     head = ["srun", "--ntasks=4", *placement, *options, "bash", "-c", 'trap "" USR1; exec "$@"', *front]
     assert words[: len(head)] == head

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from torch import distributed
@@ -21,6 +22,9 @@ from fmscale.train.machine.finding import Finding
 from fmscale.train.machine.host import addresses_of, host_findings
 from fmscale.train.machine.links import judge_links, measure_ring, unreached
 from fmscale.train.machine.software import software_findings
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 CLOCK_SECONDS = 2.0
 """Clocks read within a second of each other may differ so much."""
@@ -41,21 +45,11 @@ def examine_nodes(world: World, *, deadline: float = 120.0) -> list[Finding]:
     store = connect(world, deadline=deadline)
     waits = HostWaits(store, world)
     try:
-        waits.barrier("meeting", deadline=deadline)
-        clock = waits.barrier("clock", value=repr(time.time()), deadline=deadline)
-        own = examine_machine() if world.local_rank == 0 else []
-        mine = {"host": socket.gethostname(), "findings": [asdict(finding) for finding in own]}
-        machines = [json.loads(text) for text in waits.barrier("machine", value=json.dumps(mine))]
-        names = [machine["host"] for machine in machines]
-        findings = _together(machines) + judge_clocks([float(text) for text in clock], names)
-        if world.world_size == 1:
-            return findings
-        gaps = unreached(world, waits, own_address(world))
-        if gaps:
-            return findings + [_gap(names, *gap) for gap in gaps]
-        device = pick_device(world)
-        init_distributed(world, store, device=device, deadline=deadline)
-        return findings + judge_links(measure_ring(world, waits, device), names)
+        findings = _meet_and_measure(world, store, waits, deadline)
+        waits.arrive("end")
+        if world.rank == 0:  # it serves the store
+            waits.wait("end", deadline=deadline)
+        return findings
     except BaseException as error:
         waits.fail(error, "doctor")
         raise
@@ -63,6 +57,24 @@ def examine_nodes(world: World, *, deadline: float = 120.0) -> list[Finding]:
         if distributed.is_initialized():
             distributed.destroy_process_group()
         variables.take_back()
+
+
+def _meet_and_measure(world: World, store: "Store", waits: HostWaits, deadline: float) -> list[Finding]:
+    waits.barrier("meeting", deadline=deadline)
+    clock = waits.barrier("clock", value=repr(time.time()), deadline=deadline)
+    own = examine_machine() if world.local_rank == 0 else []
+    mine = {"host": socket.gethostname(), "findings": [asdict(finding) for finding in own]}
+    machines = [json.loads(text) for text in waits.barrier("machine", value=json.dumps(mine))]
+    names = [machine["host"] for machine in machines]
+    findings = _together(machines) + judge_clocks([float(text) for text in clock], names)
+    if world.world_size == 1:
+        return findings
+    gaps = unreached(world, waits, own_address(world))
+    if gaps:
+        return findings + [_gap(names, *gap) for gap in gaps]
+    device = pick_device(world)
+    init_distributed(world, store, device=device, deadline=deadline)
+    return findings + judge_links(measure_ring(world, waits, device), names)
 
 
 def own_address(world: World) -> str:
