@@ -1,8 +1,8 @@
 """The manifests of Kubernetes and SkyPilot: fields that their schemas have, and a start like that of `fmscale launch`.
 
 No Kubernetes and no cloud is here. `tests/fixtures/make_manifest_fields.py` validates the manifests by the schemas of
-JobSet (CRD v1alpha2 of commit 08dfbdf) and of SkyPilot, and records their fields. The shell of both runs here, with a
-stand-in for `fmscale`.
+JobSet (CRD v1alpha2 of commit 08dfbdf) and of SkyPilot 0.14.1, and records their fields. The shell of both runs here,
+with a stand-in for `fmscale`.
 """
 
 import json
@@ -35,10 +35,10 @@ KINDS = {str: "string", int: "integer", bool: "boolean", type(None): "null"}
 
 
 def used(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of the plain values of a manifest: "spec.jobs[].name"; a dot in a name is written as a slash."""
+    """Paths of the plain values of a manifest: "spec.jobs[].name"; a dot in a name is written as a colon."""
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from used(part, f"{path}.{name.replace('.', '/')}" if path else name)
+            yield from used(part, f"{path}.{name.replace('.', ':')}" if path else name)
     elif isinstance(value, list):
         for part in value:
             yield from used(part, f"{path}[]")
@@ -50,7 +50,7 @@ def values(value: Any, names: list[str]) -> list[Any]:
     """Values of a manifest at the names of a path, [] for each element of a list."""
     if not names:
         return [value]
-    name = names[0].replace("/", ".")
+    name = names[0].replace(":", ".")
     parts = value if name == "[]" else [value[name]] if name in value else []
     return [found for part in parts for found in values(part, names[1:])]
 
