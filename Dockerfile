@@ -5,6 +5,7 @@
 # Then, with the current folder as the place of configs, stores and runs:
 #   docker run --rm -v "$PWD:/work" fmscale launch my.yaml --procs-per-node 2
 #   docker run --rm -v "$PWD:/work" --gpus all --ipc=host fmscale:gpu launch my.yaml
+# Under Slurm, Kubernetes and SkyPilot: docs/launching.md.
 ARG BASE=python:3.12-slim
 
 FROM python:3.12-slim AS wheel

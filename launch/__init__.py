@@ -6,9 +6,11 @@
 - `environment.py`  variables that every rank gets
 - `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each launcher
 - `launchers.py`  launchers by name
+- `sweep.py`  runs over values of config keys
 - `rendezvous.py`  the meeting of torchrun's agents
 - `signals.py`  signals to ranks, and the end of a tree of processes
 - `run.py`  starts a launch, passes signals on and waits for its end
 
-Scripts for users to edit (`torchrun.sh`, `deepspeed.sh`, `mpirun.sh`, `slurm/*.sbatch`) do the same by hand.
+Scripts for users to edit (`torchrun.sh`, `deepspeed.sh`, `mpirun.sh`, `slurm/*.sbatch`) do the same by hand, and
+`kubernetes/` and `skypilot/` have manifests that call `fmscale launch` on each node.
 """

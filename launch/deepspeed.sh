@@ -21,6 +21,13 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 # Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
+# A crash in native code then shows the Python stack of each thread.
+export PYTHONFAULTHANDLER="${PYTHONFAULTHANDLER:-1}"
+# Blocks of a GPU's memory grow in place: forwards of changing lengths leave fewer holes.
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
+# NCCL's last 2000 collectives are kept, and written at a time-out: they name the rank that was not there.
+export TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}"
+export TORCH_NCCL_DUMP_ON_TIMEOUT="${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}"
 
 if [ -z "$HOSTFILE" ]; then
     # The launcher would die of SIGUSR1, and so would a rank that is still starting.
@@ -40,4 +47,6 @@ fi
 first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$HOSTFILE")
 exec deepspeed --hostfile "$HOSTFILE" --force_multi --master_addr "$first" --master_port "$MASTER_PORT" \
     --no_local_rank --no_python env OMP_NUM_THREADS="$OMP_NUM_THREADS" NCCL_DEBUG="$NCCL_DEBUG" \
-    PYTHONUNBUFFERED="$PYTHONUNBUFFERED" "$(command -v fmscale)" train "$@"
+    PYTHONUNBUFFERED="$PYTHONUNBUFFERED" PYTHONFAULTHANDLER="$PYTHONFAULTHANDLER" \
+    PYTORCH_ALLOC_CONF="$PYTORCH_ALLOC_CONF" TORCH_FR_BUFFER_SIZE="$TORCH_FR_BUFFER_SIZE" \
+    TORCH_NCCL_DUMP_ON_TIMEOUT="$TORCH_NCCL_DUMP_ON_TIMEOUT" "$(command -v fmscale)" train "$@"

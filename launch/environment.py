@@ -12,12 +12,23 @@ RANK_ENVIRONMENT = {
     "NCCL_DEBUG": "WARN",
     # Unbuffered, so that the log has the last lines of a killed rank.
     "PYTHONUNBUFFERED": "1",
+    # A crash in native code then shows the Python stack of each thread.
+    "PYTHONFAULTHANDLER": "1",
+    # Blocks of a GPU's memory grow in place: forwards of changing lengths leave fewer holes.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    # NCCL's last 2000 collectives are kept, and written at a time-out: they name the rank that was not there.
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
+OLDER_NAMES = {"PYTORCH_ALLOC_CONF": "PYTORCH_CUDA_ALLOC_CONF"}
+"""Names under which a user may have set the same; libraries read the newer name first."""
 
 
 def rank_environment(given: Mapping[str, str]) -> dict[str, str]:
     """Variables that a launcher sets: the defaults, the shell's values of these names over them, `given` on top."""
-    return {**{name: os.environ.get(name, value) for name, value in RANK_ENVIRONMENT.items()}, **given}
+    told = {**os.environ, **given}
+    names = {name: told.get(OLDER_NAMES.get(name, name), value) for name, value in RANK_ENVIRONMENT.items()}
+    return {**names, **{name: told[name] for name in names if name in told}, **given}
 
 
 def search_path() -> str:

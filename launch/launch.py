@@ -43,6 +43,10 @@ class LaunchRequest:
     """Options for the launcher, unchanged."""
     script: Path | None = None
     """Batch script (sbatch)."""
+    elements: tuple[tuple[str, ...], ...] = ()
+    """Overrides of each run of a sweep, which sbatch queues as an array."""
+    logs: Path = Path("logs")
+    """Folder for the output of each rank, where the launcher shows the first rank of a node alone."""
 
     @property
     def ranks(self) -> int:

@@ -21,6 +21,13 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 # Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
+# A crash in native code then shows the Python stack of each thread.
+export PYTHONFAULTHANDLER="${PYTHONFAULTHANDLER:-1}"
+# Blocks of a GPU's memory grow in place: forwards of changing lengths leave fewer holes.
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
+# NCCL's last 2000 collectives are kept, and written at a time-out: they name the rank that was not there.
+export TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}"
+export TORCH_NCCL_DUMP_ON_TIMEOUT="${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}"
 # The ranks meet over TCP here, so the installed mpi4py may find any MPI.
 if [ -n "$HOSTS" ]; then MASTER_ADDR=${HOSTS%%,*}; else MASTER_ADDR=127.0.0.1; fi
 export MASTER_ADDR MASTER_PORT
@@ -35,7 +42,8 @@ rank='trap "" USR1; exec "$@"'
 if mpirun --version 2>&1 | grep -q 'Open MPI'; then
     # --bind-to none: mpirun would pin a rank with all its loader threads to one core. -x: to the other nodes.
     exec mpirun -n "$ranks" --host "$(echo "${HOSTS:-localhost}" | sed "s/,/:$PROCS,/g"):$PROCS" --bind-to none \
-        -x OMP_NUM_THREADS -x NCCL_DEBUG -x PYTHONUNBUFFERED -x MASTER_ADDR -x MASTER_PORT \
+        -x OMP_NUM_THREADS -x NCCL_DEBUG -x PYTHONUNBUFFERED -x PYTHONFAULTHANDLER -x PYTORCH_ALLOC_CONF \
+        -x TORCH_FR_BUFFER_SIZE -x TORCH_NCCL_DUMP_ON_TIMEOUT -x MASTER_ADDR -x MASTER_PORT \
         sh -c "$rank" sh fmscale train "$@"
 fi
 # MPICH and Intel MPI pass the environment on by default.

@@ -10,12 +10,19 @@ from fmscale.launch.signals import DEAF_UNTIL_READY
 
 from fmscale.errors import ConfigError
 
+SWEEP = "FMSCALE_SWEEP"
+LONGEST_VARIABLE = 120_000
+"""Characters; the kernel takes 128 KiB."""
+PLACEMENT = ("--distribution=block", "--cpu-bind=none", "--kill-on-bad-exit=1")
+"""Ranks fill node after node. Slurm would bind a rank with its loader threads to one core, perhaps of the other socket
+than its GPU's: a rank takes the cores beside its GPU itself (`runtime/placement.py`). Without --kill-on-bad-exit the
+other ranks wait for a failed rank until their collective times out."""
+
 
 def launch_by_srun(request: LaunchRequest) -> Launch:
     """One task for each rank. The step's variables give the ranks a meeting point, unless the request has one."""
     _no_hostfile(request, "srun")
-    # Without --kill-on-bad-exit the other ranks wait for a failed rank until their collective times out.
-    options = [*_shape(request), "--kill-on-bad-exit=1", *request.arguments]
+    options = [*_shape(request), *PLACEMENT, *["--label"] * (request.ranks > 1), *request.arguments]
     environment = dict(request.environment)
     if request.master_addr is not None and request.master_port is not None:
         environment |= {"MASTER_ADDR": request.master_addr, "MASTER_PORT": str(request.master_port)}
@@ -34,7 +41,7 @@ def launch_by_srun(request: LaunchRequest) -> Launch:
 
 
 def launch_by_sbatch(request: LaunchRequest) -> Launch:
-    """The batch script, of fmscale or of the user, with the config as its argument."""
+    """The batch script, of fmscale or of the user, with the config as its argument; an array of jobs for a sweep."""
     _no_hostfile(request, "sbatch")
     script = request.script or Path(str(resources.files("fmscale.launch").joinpath("slurm/train.sbatch")))
     if not script.is_file():
@@ -43,14 +50,35 @@ def launch_by_sbatch(request: LaunchRequest) -> Launch:
         )
     # The script calls fmscale by name.
     environment = {**request.environment, "PATH": search_path()}
-    options = (*_shape(request), *request.arguments)
+    array = []
+    if request.elements:
+        array = [f"--array=0-{len(request.elements) - 1}"]
+        environment[SWEEP] = _as_lines(request.elements, script)
+    options = (*_shape(request), *array, *request.arguments)
     return Launch(
         argv=(find_program("sbatch"), *options, str(script), *request.command[2:]),
         environment=environment,
-        summary=f"{request.summary('sbatch')}, by {script.name}",
+        summary=f"{request.summary('sbatch')}, by {script.name}" + f", {len(request.elements)} runs" * bool(array),
         stop_by="terminate",
         detached=True,
     )
+
+
+def _as_lines(elements: tuple[tuple[str, ...], ...], script: Path) -> str:
+    """A line for each word, and an empty line between elements. Raises ConfigError for a script or a kernel that does
+    not take them.
+    """
+    lines = "\n\n".join("\n".join(words) for words in elements)
+    if SWEEP not in script.read_text():
+        raise ConfigError(
+            "The batch script knows no sweep: every element of the array would train the same run",
+            found=str(script),
+            remedy=f"Take over the lines about {SWEEP} from launch/slurm/train.sbatch.",
+        )
+    if len(lines) >= LONGEST_VARIABLE:
+        found, remedy = f"{len(elements)} runs, {len(lines)} characters", "Sweep fewer values at once."
+        raise ConfigError("The sweep is too long for a variable of the environment", found=found, remedy=remedy)
+    return lines
 
 
 def _shape(request: LaunchRequest) -> list[str]:

@@ -49,6 +49,8 @@ def launch_by_torchrun(request: LaunchRequest) -> Launch:
         host, port = meeting_point(request) if leads else (request.master_addr, request.master_port or DEFAULT_PORT)
         meeting += ["--nnodes", str(request.nodes), "--rdzv-conf", f"rank={request.node_rank}"]
         meeting += ["--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+        # 512 ranks that print to one terminal are unreadable; the files have the output of all.
+        meeting += ["--local-ranks-filter", "0", "--tee", "3", "--log-dir", f"{request.logs}/node-{request.node_rank}"]
     options = [*meeting, "--nproc-per-node", str(request.procs_per_node)]
     options += ["--shutdown-timeout", str(SAVE_SECONDS), *request.arguments, "--no-python"]
     return Launch(

@@ -28,6 +28,13 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 # Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
+# A crash in native code then shows the Python stack of each thread.
+export PYTHONFAULTHANDLER="${PYTHONFAULTHANDLER:-1}"
+# Blocks of a GPU's memory grow in place: forwards of changing lengths leave fewer holes.
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
+# NCCL's last 2000 collectives are kept, and written at a time-out: they name the rank that was not there.
+export TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}"
+export TORCH_NCCL_DUMP_ON_TIMEOUT="${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}"
 # If a node has several networks, name the fast network:
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
@@ -35,9 +42,16 @@ export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 trap '' USR1
 # torchrun reads PET_* as options, and would meet elsewhere.
 for name in $(env | sed -n 's/^\(PET_[A-Za-z0-9_]*\)=.*/\1/p'); do unset "$name"; done
+# On several nodes each shows its first rank alone, and writes the output of all its ranks below LOGS.
+if [ "$NODES" -gt 1 ]; then
+    logs="--local-ranks-filter 0 --tee 3 --log-dir ${LOGS:-logs}/node-$NODE_RANK"
+else
+    logs=
+fi
 # --rdzv-backend fmscale: the agents' store listens where MASTER_ADDR is, not on all interfaces, and holds no pickles.
 # --shutdown-timeout: on SIGTERM the agent gives its ranks 5 minutes to save, and not 30 s.
-exec torchrun --nnodes "$NODES" --rdzv-backend fmscale --rdzv-conf "rank=$NODE_RANK" \
+# shellcheck disable=SC2086  # several words, or none
+exec torchrun $logs --nnodes "$NODES" --rdzv-backend fmscale --rdzv-conf "rank=$NODE_RANK" \
     --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
     --nproc-per-node "$PROCS" --shutdown-timeout 300 \
     --no-python fmscale train "$@"

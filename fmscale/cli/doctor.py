@@ -1,4 +1,4 @@
-"""`fmscale doctor STORE_URL`: abilities and speed of a store, and advice."""
+"""`fmscale doctor`: this machine, the nodes of a launch, or the abilities and speed of a store, and advice."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, say, table
+from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fmscale.store.doctor.doctor import Report
+    from fmscale.train.machine.finding import Finding
 
 _ABILITIES = {
     "put_if_absent": "creates exactly once under a race (needed to commit)",
@@ -22,13 +26,20 @@ app = typer.Typer()
 
 @app.command(
     epilog=example(
+        "fmscale doctor",
+        "fmscale launch my.yaml --doctor",
         "fmscale doctor /data/store",
         "fmscale doctor 's3://bucket/prefix?endpoint=http://127.0.0.1:8333&region=us-east-1'",
         "fmscale doctor gs://bucket --read-only --json",
     )
 )
 def doctor(
-    store_url: Annotated[str, typer.Argument(metavar="STORE_URL", help="A path or a store URL.")],
+    store_url: Annotated[
+        str | None, typer.Argument(metavar="[STORE_URL]", help="A path or a store URL. Default: this machine.")
+    ] = None,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="As a rank of a launcher: all machines, and the links between the ranks.")
+    ] = False,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Write nothing; measure on an object that is there.")
     ] = False,
@@ -38,11 +49,20 @@ def doctor(
     seconds: Annotated[float, typer.Option(min=0.01, help="At most this long on each kind of request.")] = 2.0,
     json: JsonOption = False,
 ) -> None:
-    """Examine a store: what it can do, latency, throughput, and what to change.
+    """Examine this machine, or a store: what it can do, latency, throughput, and what to change.
 
-    Writes up to 20 objects of 16 MiB and removes them again; keeps the probe's result as `fmscale.json`.
-    Exits with 1 if the store cannot be written safely (not with --read-only), with 2 if it cannot be reached.
+    Without STORE_URL: GPUs, kernels, compilers, limits, shared memory, host name, disks and clock. `fmscale launch
+    CONFIG --doctor` starts it with --nodes on all ranks. Exits with 1 if something fails.
+
+    With STORE_URL: writes up to 20 objects of 16 MiB and removes them again; keeps the probe's result in
+    `fmscale.json`. Exits with 1 if the store cannot be written safely (not with --read-only), with 2 if it cannot be
+    reached.
     """
+    if store_url is None:
+        _examine_machines(nodes, json)
+        return
+    if nodes:
+        raise ConfigError("--nodes examines machines, not a store", found=store_url, remedy="Leave one of them out.")
     from fmscale.store.doctor.doctor import examine
 
     with progress("examining", json=json) as bar:
@@ -55,6 +75,32 @@ def doctor(
         _show(report)
     if not report.writable and not read_only:
         raise typer.Exit(1)
+
+
+def _examine_machines(nodes: bool, json: bool) -> None:
+    """Print the findings, on rank 0; exit with 1 if one of them is a failure."""
+    from fmscale.runtime.world import read_world
+    from fmscale.train.machine.examine import examine_machine, examine_nodes
+
+    world = read_world()
+    if not nodes and world.world_size > 1:
+        remedy = "Give --nodes, or call it without a launcher."
+        raise ConfigError("Several ranks would examine the same machine", found=world.launcher, remedy=remedy)
+    findings = examine_nodes(world) if nodes else examine_machine()
+    if world.rank == 0:
+        _tell(findings, json)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _tell(findings: "Sequence[Finding]", json: bool) -> None:
+    if json:
+        print_json([asdict(finding) for finding in findings])
+        return
+    table([{"": one.status, "what": one.name, "found": one.found} for one in findings], False)
+    for finding in findings:
+        if finding.remedy:
+            say(f"- {finding.name}: {finding.remedy}")
 
 
 def _show(report: "Report") -> None:

@@ -1,5 +1,7 @@
 """`fmscale launch`: starts `fmscale train` on all ranks, by the launcher that the cluster has."""
 
+import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
@@ -9,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
-from fmscale.cli.output import example, print_error, say_lines
+from fmscale.cli.output import example, print_error, say_lines, table
 from fmscale.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from fmscale.config import LaunchConfig
     from fmscale.launch.launch import LaunchRequest
     from fmscale.launch.run import RankEnd
+    from fmscale.launch.sweep import Element
 
 
 Launcher = StrEnum("Launcher", ["torchrun", "deepspeed", "srun", "sbatch", "mpirun"])
@@ -28,6 +31,7 @@ app = typer.Typer()
         "fmscale launch run/laptop --procs-per-node 2",
         "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
         "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
+        "fmscale launch my.yaml --sweep optimizer.lr=1e-3,3e-4 --sweep data.seed=1,2",
     ),
 )
 def launch(
@@ -56,6 +60,16 @@ def launch(
     script: Annotated[
         Path | None, typer.Option(help="Batch script (sbatch). Default: launch/slurm/train.sbatch.")
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,...", help="Train a run for each value; repeated, for each combination."),
+    ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Show step and loss of the sweep's runs; start nothing.")
+    ] = False,
+    doctor: Annotated[
+        bool, typer.Option("--doctor", help="Start `fmscale doctor --nodes` on all ranks, instead of the training.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command and its environment; start nothing.")
     ] = False,
@@ -65,6 +79,9 @@ def launch(
     The first SIGUSR1, SIGTERM or Ctrl-C asks the ranks to save and end, the
     second ends them without.
 
+    A sweep is one array of jobs under sbatch; other launchers train its runs
+    one after another. The same command resumes what is not complete.
+
     Exits with the launcher's status. When ranks failed, the error.json of the
     first of them is shown last.
     """
@@ -72,28 +89,83 @@ def launch(
     from fmscale.launch.launchers import LAUNCHERS
     from fmscale.launch.programs import find_program
     from fmscale.launch.run import run_launch
+    from fmscale.launch.sweep import read_sweep
 
     loaded = load_config(config, overrides or ())
+    elements = read_sweep(sweep or (), loaded.train.run)
+    folder = Path(loaded.train.folder)
+    if summary:
+        if not elements:
+            raise ConfigError("--summary shows the runs of a sweep", remedy="Give the --sweep options of its launch.")
+        show_sweep(folder, elements)
+        return
     options = {"nodes": nodes, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
     options |= {"launcher": with_ and with_.value}
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (*loaded.launch.arguments, *(argument or ()))
     settings = replace(loaded.launch, arguments=arguments, **given)  # type: ignore[arg-type]
     program = find_program("fmscale")  # every node must have fmscale at this path
-    request = _request(settings, (program, "train", config, *(overrides or ())))
+    command = (program, "train", config, *(overrides or ()))
+    request = _request(settings, (program, "doctor", "--nodes") if doctor else command)
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
+    _refuse_mixture(request, settings.launcher, elements, doctor)
     # A wrong batch is refused here, before every rank would refuse it after a wait in the queue.
-    derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
-    start = LAUNCHERS[settings.launcher](request)
-    if dry_run:
-        say_lines(start.as_shell())
-        return
-    folder = Path(loaded.train.folder) / loaded.train.run
-    _tell(start.summary)
-    ended = run_launch(start, program, folder, tell=_tell)
-    if ended.status:
-        show_failure(folder, ended)
-    raise typer.Exit(ended.status)
+    runs = [load_config(config, (*(overrides or ()), *element.overrides)) for element in elements] or [loaded]
+    for run in runs:
+        derive_batch(run.batch, request.ranks, place=run.place("batch"))
+    if settings.launcher == "sbatch" or not elements:
+        requests = [replace(request, elements=tuple(element.overrides for element in elements))]
+    else:
+        requests = [replace(request, command=(*command, *element.overrides)) for element in elements]
+    status = 0
+    for one, run in zip(requests, runs, strict=False):
+        place = folder / ("doctor" if doctor else run.train.run)
+        start = LAUNCHERS[settings.launcher](replace(one, logs=place / "logs"))
+        if dry_run:
+            say_lines(start.as_shell())
+            continue
+        _tell(start.summary + f", run {run.train.run}" * (len(requests) > 1))
+        ended = run_launch(start, program, place, tell=_tell)
+        status = status or ended.status
+        if ended.status and not doctor:
+            show_failure(place, ended)
+        if ended.stopped:
+            break
+    if len(requests) > 1 and not dry_run:
+        show_sweep(folder, elements)
+    if not dry_run:
+        raise typer.Exit(status)
+
+
+def _refuse_mixture(request: "LaunchRequest", launcher: str, elements: "Sequence[Element]", doctor: bool) -> None:
+    """Raise ConfigError for options that exclude each other."""
+    if doctor and (elements or launcher == "sbatch"):
+        remedy = "Leave --sweep out, and take --with srun where sbatch would queue the runs."
+        raise ConfigError("--doctor starts the doctor once, while you wait", found=launcher, remedy=remedy)
+    if elements and launcher == "torchrun" and request.nodes > 1:
+        raise ConfigError(
+            "torchrun on several nodes cannot run a sweep: after a failure its nodes would be at different runs",
+            found=f"{request.nodes} nodes",
+            remedy="Take --with sbatch, srun, deepspeed or mpirun; or train one run after another by yourself.",
+        )
+
+
+def show_sweep(folder: Path, elements: "Sequence[Element]") -> None:
+    """Print the last step and loss of each run, as far as this machine has its folder."""
+    from fmscale.runtime.sinks.jsonl import read_jsonl
+
+    rows = []
+    for element in elements:
+        place = folder / element.run
+        metrics, outcome = place / "metrics.jsonl", place / "outcome.json"
+        steps = [record for record in read_jsonl(metrics) if "loss" in record] if metrics.exists() else []
+        last = steps[-1] if steps else {}
+        complete = json.loads(outcome.read_text())["complete"] if outcome.exists() else None
+        rows.append(
+            {"run": element.run, **element.values, "step": last.get("step"), "loss": last.get("loss")}
+            | {"complete": complete}
+        )
+    table(rows, False)
 
 
 def _tell(words: str) -> None:

@@ -3,6 +3,7 @@
 `world.py`       place of this process, from its launcher's variables
 `axes.py`        groups of ranks, an axis for each kind of work
 `device.py`      device of this rank
+`placement.py`   its cores, and its folder of compiled kernels
 `tcp_store.py`   key-value store that listens at one address
 `mpi.py`         MPI of the ranks that an mpirun started
 `group.py`       brings the ranks together

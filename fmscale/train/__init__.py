@@ -27,5 +27,6 @@
 - `account.py`            attempts, events and the use of time of a run, from its records
 - `trace.py`              spans of some steps, for a viewer of traces
 - `engine/`               the sharded model
+- `machine/`              this machine, and the links between the ranks' machines
 - `preflight/`            problems and needs of a run before its start
 """

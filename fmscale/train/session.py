@@ -18,6 +18,7 @@ from fmscale.runtime.axes import Axis, axes_of, with_groups
 from fmscale.runtime.device import pick_device
 from fmscale.runtime.failure import Whereabouts, clear_failure, recorded
 from fmscale.runtime.group import connect, init_distributed
+from fmscale.runtime.placement import settle
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
@@ -88,6 +89,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         device = pick_device(world, config.train.device)
+        settle(device)
         if not distributed.is_initialized():
             stack.callback(_leave)
         init_distributed(world, store, device=device, deadline=config.train.comm_seconds)

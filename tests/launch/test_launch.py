@@ -6,60 +6,28 @@ Files stand in for launchers that a machine may lack: only `mpirun --version` ru
 
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fmscale.cli.main import build_app
 from tests.helpers.s3_server import free_ports
+from tests.launch.conftest import CONFIG, DryRun
 
-CONFIG = """
-data: {sequence_length: 128, sources: [{dataset: code}]}
-batch: {global_batch: 16, micro_batch: 1}
-train: {steps: 4}
-"""
 BESIDE = Path(sys.executable).parent
 RANK = f"{BESIDE}/fmscale train run.yaml train.steps=2"
 DEAF = """sh -c 'trap "" USR1; exec "$@"' sh"""
-EXPORTS = ["export OMP_NUM_THREADS=1", "export NCCL_DEBUG=WARN", "export PYTHONUNBUFFERED=1"]
-OPEN_MPI = "mpirun (Open MPI) 4.1.4"
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "NCCL_DEBUG": "WARN",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONFAULTHANDLER": "1",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+EXPORTS = [f"export {name}={value}" for name, value in ENVIRONMENT.items()]
+SETTINGS = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
 MPICH = "HYDRA build details:"
-
-DryRun = Callable[..., list[str]]
-
-
-@pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on the PATH beside the system's own shell; srun, sbatch, pdsh, ssh and mpirun are in it."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("srun", "sbatch", "pdsh", "ssh"):
-        (folder / name).write_text("#!/bin/sh\n")
-    (folder / "mpirun").write_text(f"#!/bin/sh\necho '{OPEN_MPI}'\n")
-    for program in folder.iterdir():
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
-    for name in ("OMP_NUM_THREADS", "NCCL_DEBUG", "PYTHONUNBUFFERED", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
-    return folder
-
-
-@pytest.fixture
-def launch(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DryRun:
-    """`fmscale launch run.yaml train.steps=2 --dry-run` with more arguments: the lines that it prints."""
-    (tmp_path / "run.yaml").write_text(CONFIG)
-    (tmp_path / "hosts").write_text("node-1 slots=4\nnode-2 slots=4\n")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str, status: int = 0) -> list[str]:
-        arguments = ["launch", "run.yaml", "train.steps=2", *words, "--dry-run"]
-        result = CliRunner().invoke(build_app(), arguments)
-        assert result.exit_code == status, result.output
-        return result.output.splitlines()
-
-    return run
 
 
 @pytest.fixture
@@ -82,6 +50,7 @@ def test_torchrun_on_two_nodes_is_told_which_it_is(launch: DryRun) -> None:
         "# torchrun: 2 nodes, 4 ranks on each; this is node 1",
         *EXPORTS,
         f"{BESIDE}/torchrun --rdzv-backend fmscale --nnodes 2 --rdzv-conf rank=1 --rdzv-endpoint node-1:29500 "
+        "--local-ranks-filter 0 --tee 3 --log-dir runs/run/logs/node-1 "
         f"--nproc-per-node 4 --shutdown-timeout 300 --max-restarts=1 --no-python {RANK}",
     ]
 
@@ -119,8 +88,8 @@ def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: DryRun) -> No
         "# deepspeed: 2 nodes, 4 ranks on each",
         *EXPORTS,
         f"{BESIDE}/deepspeed --hostfile hosts --force_multi --num_nodes 2 --num_accelerators 4 "
-        "--master_addr node-1 --master_port 29500 --no_local_rank --no_python env OMP_NUM_THREADS=1 "
-        f"NCCL_DEBUG=WARN PYTHONUNBUFFERED=1 {RANK} 'data.sources=[{{dataset: it'\"'\"'s}}]'",
+        "--master_addr node-1 --master_port 29500 --no_local_rank --no_python "
+        f"env {SETTINGS} {RANK} 'data.sources=[{{dataset: it'\"'\"'s}}]'",
     ]
 
 
@@ -129,7 +98,8 @@ def test_srun(launch: DryRun, programs: Path) -> None:
     assert launch(*words) == [
         "# srun: 2 nodes, 4 ranks on each",
         *EXPORTS,
-        f"{programs}/srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --kill-on-bad-exit=1 --partition=gpu {DEAF} {RANK}",
+        f"{programs}/srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --distribution=block --cpu-bind=none "
+        f"--kill-on-bad-exit=1 --label --partition=gpu {DEAF} {RANK}",
     ]
 
 
@@ -150,23 +120,24 @@ def test_sbatch_queues_the_script_that_comes_along(launch: DryRun, programs: Pat
 
 def test_mpirun_speaks_to_each_kind_in_its_own_words(launch: DryRun, programs: Path) -> None:
     words = ("--with", "mpirun", "--hostfile", "hosts", "--procs-per-node", "2")
-    meeting = ["export MASTER_ADDR=node-1", "export MASTER_PORT=29500"]
+    met = {"MASTER_ADDR": "node-1", "MASTER_PORT": "29500"}
+    meeting = [f"export {name}={value}" for name, value in met.items()]
     assert launch(*words) == [
         "# mpirun of Open MPI: 2 nodes, 2 ranks on each",
         *EXPORTS,
         *meeting,
-        f"{programs}/mpirun -n 4 --bind-to none --host node-1:2,node-2:2 -x OMP_NUM_THREADS=1 "
-        "-x NCCL_DEBUG=WARN -x PYTHONUNBUFFERED=1 -x MASTER_ADDR=node-1 -x MASTER_PORT=29500 "
-        f"{DEAF} {RANK}",
+        f"{programs}/mpirun -n 4 --bind-to none --host node-1:2,node-2:2 "
+        + "".join(f"-x {name}={value} " for name, value in (ENVIRONMENT | met).items())
+        + f"{DEAF} {RANK}",
     ]
     (programs / "mpirun").write_text(f"#!/bin/sh\necho '{MPICH}'\n")
     assert launch(*words) == [
         "# mpirun of MPICH: 2 nodes, 2 ranks on each",
         *EXPORTS,
         *meeting,
-        f"{programs}/mpirun -n 4 -ppn 2 -hosts node-1,node-2 -genv OMP_NUM_THREADS 1 "
-        "-genv NCCL_DEBUG WARN -genv PYTHONUNBUFFERED 1 -genv MASTER_ADDR node-1 -genv MASTER_PORT 29500 "
-        f"{DEAF} {RANK}",
+        f"{programs}/mpirun -n 4 -ppn 2 -hosts node-1,node-2 "
+        + "".join(f"-genv {name} {value} " for name, value in (ENVIRONMENT | met).items())
+        + f"{DEAF} {RANK}",
     ]
     (programs / "mpirun").write_text("#!/bin/sh\necho 'SGI MPT 2.1'\n")
     assert "SGI MPT 2.1" in "\n".join(launch(*words, status=2))
@@ -185,7 +156,17 @@ def test_the_config_may_say_it_all_and_options_win(
         "export NCCL_DEBUG=INFO",
         "export PYTHONUNBUFFERED=1",
     ]
-    assert "--nodes=1 --ntasks=4 --ntasks-per-node=4 --kill-on-bad-exit=1 -p a -q sh" in lines[4]
+    assert "--nodes=1 --ntasks=4 --ntasks-per-node=4 " in lines[-1]
+    assert "--kill-on-bad-exit=1 --label -p a -q sh" in lines[-1]
+
+
+def test_the_older_name_of_a_setting_counts(launch: DryRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    assert "export PYTORCH_ALLOC_CONF=backend:native" in launch("--procs-per-node", "1")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:cudaMallocAsync")
+    assert "export PYTORCH_ALLOC_CONF=backend:cudaMallocAsync" in launch("--procs-per-node", "1")
+    (tmp_path / "run.yaml").write_text(CONFIG + "launch: {environment: {PYTORCH_ALLOC_CONF: a}}\n")
+    assert "export PYTORCH_ALLOC_CONF=a" in launch("--procs-per-node", "1")
 
 
 @pytest.mark.parametrize(
