@@ -82,6 +82,7 @@ def assemble(
             logger.warning(warning)
         event(_opened(session, loader, vocab_size, batch, length, resumes=resume.which != "none"))
 
+    session.all_open()
     where.phase = "building the model"
     engine = build_engine(config, session.dp, vocab_size, batch, session.device)
     journal = _journal(session, loader, engine.objective.unit, vocab_size, stack)
