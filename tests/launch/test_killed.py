@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fmscale.launch.signals import kill_tree
 
 from fmscale.errors import FmscaleError
-from fmscale.launch.signals import kill_tree
 from fmscale.runtime.watched import read_watched
 from tests.helpers.s3_server import free_ports
 from tests.launch.training import FMSCALE, SECONDS, environment, prepare

@@ -314,6 +314,7 @@ def sockets(rank: int, size: int) -> list[int]:
     init_distributed(world, store, device="cpu")
     distributed.new_group(list(range(size)))
     grouped = now()
+    HostWaits(store, world).barrier("counted")
     distributed.all_reduce(torch.ones(()))
     return [len(grouped - before), len(now() - before)]
 
