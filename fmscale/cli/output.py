@@ -6,12 +6,13 @@ Results go to standard output, everything else to standard error, so that `fmsca
 import json as jsonlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -46,7 +47,11 @@ def table(rows: Sequence[Mapping[str, Any]], json: bool, *, title: str = "") -> 
     """Print rows as a table, or as a JSON list of objects. Columns are the keys in order of appearance."""
     if json:
         print_json([dict(row) for row in rows])
-        return
+    else:
+        _console(sys.stdout).print(_grid(rows, title))
+
+
+def _grid(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     grid = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -54,7 +59,14 @@ def table(rows: Sequence[Mapping[str, Any]], json: bool, *, title: str = "") -> 
         grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(escape(cell(row.get(column))) for column in columns))
-    _console(sys.stdout).print(grid)
+    return grid
+
+
+@contextmanager
+def live() -> Iterator[Callable[[str, Sequence[Mapping[str, Any]]], None]]:
+    """Function that shows a line and rows in the place of those before, until the block ends, also by Ctrl-C."""
+    with Live(console=_console(sys.stdout), auto_refresh=False) as shown, suppress(KeyboardInterrupt):
+        yield lambda line, rows: shown.update(Group(Text(clean(line)), _grid(rows)), refresh=True)
 
 
 def record(values: Mapping[str, Any], json: bool) -> None:

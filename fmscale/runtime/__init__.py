@@ -9,6 +9,9 @@
 `group.py`       brings the ranks together
 `variables.py`   variables of the environment, lent to libraries for a run
 `waits.py`       named, timed waits of the ranks for one another
+`peers.py`       ranks of this machine as processes
+`watchdog.py`    thread that hears of other ranks' ends, and tells where ranks are if no step ends
+`watched.py`     states of all ranks in one file, and in a sentence
 `collectives.py` numbers that ranks exchange in a step
 `stop.py`        stop by a signal or a deadline
 `draw.py`        random numbers as a function of seed, purpose and counters

@@ -6,18 +6,19 @@ The launcher shows `error.json`: without it a user would search N tracebacks for
 import json
 import logging
 import os
+import re
 import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmscale.errors import ConfigError, FmscaleError, FormatError
-from fmscale.runtime.waits import HostWaits
+from fmscale.errors import ConfigError, FmscaleError, FormatError, RankError
+from fmscale.runtime.waits import SHORTEST_PAUSE, HostWaits
 from fmscale.runtime.world import World
 from fmscale.text import scrub
 
@@ -25,9 +26,12 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "error.json"
 FORMAT_VERSION = 1
-MISSED = "RankError"
-ECHOES = (MISSED, "RuntimeError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
-"""Errors that a rank raises when it has lost another rank; gloo raises a bare RuntimeError."""
+ECHOES = ("RankError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
+"""Errors that a rank raises when it has lost another rank."""
+GLOO = re.compile(r"gloo/|Connection (closed|reset) by peer")
+"""Words of the bare RuntimeError that gloo raises then."""
+TOLD_SECONDS = 1.0
+"""Longest wait for the cause of such an error: a rank's end is noticed at once, and reported in milliseconds."""
 START_SECONDS = 60.0
 """Longest time between the starts of two ranks of an attempt."""
 
@@ -48,17 +52,23 @@ class Whereabouts:
     """Function that is called with each phase at its begin."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of each phase that has ended."""
+    moved: float = field(default_factory=time.monotonic)
+    """Monotonic time at which this phase or step began."""
+    lost: str = ""
+    """End of another rank without a report, as the watchdog saw it."""
     _since: float = field(default_factory=time.monotonic)
 
     def __setattr__(self, name: str, value: object) -> None:
-        begins = name == "phase" and value != self.phase
-        if begins:
+        moves = name in ("phase", "step") and value != getattr(self, name)
+        if moves and name == "phase":
             now = time.monotonic()
             self.spent[self.phase] = self.spent.get(self.phase, 0.0) + now - self._since
             self._since = now
         super().__setattr__(name, value)
-        if begins and self.watch:
-            self.watch(self.phase)
+        if moves:
+            super().__setattr__("moved", time.monotonic())
+            if name == "phase" and self.watch:
+                self.watch(self.phase)
 
 
 def failure_report(error: BaseException, world: World, where: Whereabouts) -> dict[str, Any]:
@@ -124,7 +134,13 @@ def _gives_way(directory: Path, report: dict[str, Any]) -> bool:
         return True
     if present.get("time", 0.0) < report["began"] - START_SECONDS:
         return True
-    return present.get("type") == MISSED and report["type"] not in ECHOES
+    return is_echo(present) and not is_echo(report)
+
+
+def is_echo(report: Mapping[str, Any]) -> bool:
+    """True for a report of a rank that only lost another rank."""
+    kind, cause = report.get("type"), str(report.get("cause"))
+    return kind in ECHOES or (kind == "RuntimeError" and GLOO.search(cause) is not None)
 
 
 def first_failure(directory: Path) -> dict[str, Any] | None:
@@ -161,8 +177,9 @@ def clear_failure(directory: Path) -> None:
 def describe_failure(report: dict[str, Any]) -> str:
     """The report for a terminal: rank, host, phase, cause and remedy, or the traceback of an error without a remedy."""
     step = "" if report["step"] is None else f" at step {report['step']}"
+    failed = "lost another rank" if is_echo(report) else "failed first"
     lines = [
-        f"rank {report['rank']} on {report['host']} failed first, in {report['phase']}{step}:",
+        f"rank {report['rank']} on {report['host']} {failed}, in {report['phase']}{step}:",
         f"{report['type']}: {report['cause']}",
     ]
     if report["found"] is not None:
@@ -179,17 +196,43 @@ def recorded(directory: Path, world: World, where: Whereabouts, waits: HostWaits
     """Record an exception that leaves the block, if it is the run's first failure, and raise it again.
 
     Ranks that wait over `waits` learn of the failure after that, so that the cause is recorded before they raise. A
-    report that cannot be written is only logged.
+    report that cannot be written is only logged. An error by which this rank lost another becomes a RankError with the
+    cause, if the cause is known within TOLD_SECONDS: a reset connection says nothing of a rank that was killed.
     """
     try:
         yield
-    except Exception as error:
+    except Exception as raised:
+        error = raised
         if where.recorded is not error:
             where.recorded = error
+            if (
+                waits is not None
+                and world.world_size > 1
+                and (cause := _cause(failure_report(error, world, where), where, waits))
+            ):
+                error = where.recorded = RankError(
+                    f"rank {world.rank} lost another rank: {cause}",
+                    remedy="That rank's error.json and log, or the lines of its launcher, say more.",
+                )
             try:
                 write_first(directory, failure_report(error, world, where))
             except OSError as trouble:
                 logger.warning("%s is not written: %s", directory / FILE_NAME, trouble)
         if waits is not None:
             waits.fail(error, where.phase)
-        raise
+        if error is raised:
+            raise
+        raise error from raised
+
+
+def _cause(report: Mapping[str, Any], where: Whereabouts, waits: HostWaits) -> str:
+    """The cause of a report that is an echo; empty if the report has it, or if no rank tells it."""
+    from torch.distributed import DistNetworkError
+
+    begin = time.monotonic()
+    cause = ""
+    while is_echo(report) and not cause and time.monotonic() - begin < TOLD_SECONDS:
+        with suppress(DistNetworkError):
+            cause = where.lost or waits.failure()
+        time.sleep(SHORTEST_PAUSE)
+    return "" if cause in report["cause"] else cause

@@ -6,9 +6,13 @@ Ports listen on loopback alone if all ranks are on this node, else at MASTER_ADD
 import importlib.util
 import json
 import logging
+import os
+import resource
 import socket
 import time
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmscale.errors import ConfigError, RankError
@@ -25,6 +29,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
+
+
+def allow_open_files() -> int:
+    """Raise this process's limit of open files to the limit that the system allows, and return it: at 512 ranks gloo
+    alone may open 511 sockets a group, and the usual limit is 1,024.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = None) -> "Store":
@@ -56,11 +70,15 @@ def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = No
     return PrefixStore(f"fmscale/{world.attempt}", store)
 
 
-def init_distributed(world: World, store: "Store", *, device: str, deadline: float = 600.0) -> None:
+def init_distributed(
+    world: World, store: "Store", *, device: str, deadline: float = 600.0, folder: Path | None = None
+) -> None:
     """Initialise torch.distributed over `store`, unless it is initialised: gloo on the host, and nccl on a GPU.
 
-    `deadline` is the seconds after which a collective counts as hung. Raises RankError if not all ranks join.
+    `deadline` is the seconds after which a collective counts as hung; NCCL's flight recorder then writes to `folder`.
+    Raises RankError if not all ranks join.
     """
+    import torch
     from torch import cuda, distributed
     from torch.distributed.distributed_c10d import PrefixStore
 
@@ -74,6 +92,15 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
         # in every network namespace.
         loopback = socket.if_indextoname(1)
         variables.lend(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
+    # gloo connects two ranks at their first message. By default it connects all ranks of every group, and DeepSpeed
+    # clones the group of all ranks: 1,022 sockets a rank at 512 ranks, of which a GPU run uses those of a ring.
+    defaults = {"TORCH_GLOO_LAZY_INIT": "1"}
+    if folder is not None and on_gpu:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        # The default folder is of the home, where runs and nodes overwrite one another's records.
+        defaults["TORCH_FR_DUMP_TEMP_FILE"] = str(folder / "flight-recorder-rank")
+    variables.lend(**{name: value for name, value in defaults.items() if name not in os.environ})
     try:
         distributed.init_process_group(
             backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -81,6 +108,8 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
             rank=world.rank,
             world_size=world.world_size,
             timeout=timedelta(seconds=deadline),
+            # NCCL then connects here, where errors are told, and splits the groups of DeepSpeed off.
+            device_id=torch.device(device) if on_gpu and world.world_size > 1 else None,
         )
     except distributed.DistError as error:
         raise RankError(

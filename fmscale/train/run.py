@@ -116,6 +116,7 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     loop.journal.end(step, "stopped" if reason else "complete")
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)
+    session.watchdog.leave()
     saved = session.from_rank_0("end of the run", saving.acknowledged)
     outcome = Outcome(
         run=config.train.run,

@@ -1,5 +1,6 @@
 """The session of a rank, made before the model: its place, its device, the other ranks, the store, the lease."""
 
+import json
 import os
 import socket
 import sys
@@ -15,12 +16,14 @@ from fmscale.checkpoint.format.names import run_log
 from fmscale.config import Config
 from fmscale.runtime import variables
 from fmscale.runtime.axes import Axis, axes_of, with_groups
-from fmscale.runtime.device import pick_device
+from fmscale.runtime.device import check_places, device_place, pick_device
 from fmscale.runtime.failure import Whereabouts, clear_failure, recorded
-from fmscale.runtime.group import connect, init_distributed
+from fmscale.runtime.group import allow_open_files, connect, init_distributed
+from fmscale.runtime.peers import identity
 from fmscale.runtime.placement import settle
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
+from fmscale.runtime.watchdog import Watchdog
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.lease import acquire
@@ -45,6 +48,8 @@ class Session:
     """Stop signals and the deadline of the job."""
     where: Whereabouts
     """Phase and step, for the failure report."""
+    watchdog: Watchdog
+    """Thread that looks after the ranks, and ends this rank if it hangs after another's failure."""
     folder: Path
     """Metrics, delivery records and error.json, on this machine."""
     tiers: Sequence[Tier] = ()
@@ -58,7 +63,13 @@ class Session:
             owner = f"{socket.gethostname()}:{os.getpid()}"
             lease = acquire(run_log(self.backend, self.config.train.run), owner).number
             self.waits.arrive("lease", str(lease))
-        return int(self.waits.wait("lease", ranks=[0])[0])
+        return int(self.waits.wait("lease", ranks=[0], stop=self.stop)[0])
+
+    def all_open(self) -> None:
+        """Wait until all ranks have opened what is theirs: the engine's collectives wait without a name, deaf to
+        signals, for a rank that does not come. Raises RankError.
+        """
+        self.waits.barrier("opening the data", deadline=self.config.train.comm_seconds, stop=self.stop)
 
     def from_rank_0(self, name: str, number: int) -> int:
         """Wait for all ranks at `name`, and return the number of rank 0. Raises RankError."""
@@ -75,24 +86,28 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
     stop = StopFlag(config.train.seconds).install(alone=world.launcher == "none")
     stack.callback(stop.remove)
     stack.callback(variables.take_back)
+    allow_open_files()
     store = connect(world, stop=stop)
-    waits = HostWaits(store, world)
-    waits.barrier("meeting", deadline=config.train.comm_seconds, stop=stop)
-    folder = run_folder(config)
+    waits, folder, seconds = HostWaits(store, world), run_folder(config), config.train.comm_seconds
+    watchdog = Watchdog(store, world, where, folder, stop, limit=seconds)
+    stack.callback(watchdog.close)
+    watchdog.start(waits.barrier("meeting", value=identity(), deadline=seconds, stop=stop))
     with recorded(folder, world, where, waits):
         if world.rank == 0:
             check_folder(config)
             # All ranks wait for this, so an error.json in the folder is from an earlier attempt.
             clear_failure(folder)
             waits.arrive("the run's folder")
-        waits.wait("the run's folder", ranks=[0])
+        waits.wait("the run's folder", ranks=[0], stop=stop)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         device = pick_device(world, config.train.device)
+        places = waits.barrier("devices", value=json.dumps(device_place(device)), deadline=seconds, stop=stop)
+        check_places([tuple(json.loads(place)) for place in places])
         settle(device)
         if not distributed.is_initialized():
             stack.callback(_leave)
-        init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
+        init_distributed(world, store, device=device, deadline=seconds, folder=folder)
         dp = with_groups(world, axes_of(world))["dp"]
         backend = open_store(config.store.url, deadline=config.store.deadline)
     return Session(
@@ -104,6 +119,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
         backend=backend,
         stop=stop,
         where=where,
+        watchdog=watchdog,
         folder=folder,
     )
 

@@ -85,6 +85,7 @@ def assemble(
             logger.warning(warning)
         event(_opened(session, loader, vocab_size, batch, length, resumes=resume.which != "none"))
 
+    session.all_open()
     where.phase = "building the model"
     choices: dict[str, Any] = {"draw": resume.which == "none", "cores": cores_of(world.local_size)}
     with device_memory(config, batch, session.device):

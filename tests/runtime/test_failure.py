@@ -109,6 +109,7 @@ def report_of(error: Exception, **changes: Any) -> dict[str, Any]:
         (RankError("waited"), KeyError("x"), False),
         (RankError("waited"), RankError("waited too"), True),
         (RankError("waited"), RuntimeError("Connection closed by peer"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection reset by peer"), StoreError("full"), False),
         (StoreError("full"), RankError("waited"), True),
         (StoreError("full"), StoreError("full here too"), True),
     ],

@@ -1,15 +1,21 @@
 """Ranks that meet and wait for each other: in real processes, by name, with a time limit."""
 
+import gc
 import logging
 import os
+import re
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import distributed
@@ -17,7 +23,7 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from fmscale.errors import ConfigError, RankError
 from fmscale.runtime import group, waits
-from fmscale.runtime.group import connect, init_distributed
+from fmscale.runtime.group import allow_open_files, connect, init_distributed
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World, read_world
@@ -165,7 +171,7 @@ def test_a_stop_ends_a_wait_that_heeds_it(told: StopFlag) -> None:
     one, other = (HostWaits(store, World(rank=rank, world_size=2)) for rank in range(2))
     with pytest.raises(RankError, match=r"waited \d+ s for rank 1 in meeting.* told to stop \(SIGTERM\)"):
         one.barrier("meeting", stop=told)
-    other.arrive("meeting")
+    assert other.barrier("meeting") == ["", ""]
     assert one.barrier("meeting", stop=told) == ["", ""]
 
 
@@ -175,9 +181,156 @@ def test_ranks_that_were_only_slower_are_still_met_after_a_stop(
     monkeypatch.setattr(waits, "STOP_SECONDS", 30.0)
     store = HashStore()
     one, other = (HostWaits(store, World(rank=rank, world_size=2)) for rank in range(2))
-    late = threading.Timer(0.3, other.arrive, ("meeting",))
+    late = threading.Timer(0.3, other.barrier, ("meeting",))
     late.start()
     assert one.barrier("meeting", stop=told) == ["", ""]
+
+
+class Counted:
+    """A rank's connection to a store, which counts the requests of all ranks; sleeps last until others come on."""
+
+    def __init__(self, store: Any, everyone: "list[Counted]", size: int) -> None:
+        self._store, self._everyone, self._size = store, everyone, size
+        self.requests = self.appended = self.published = 0
+        everyone.append(self)
+
+    def __getattr__(self, name: str) -> Any:
+        def counted(*values: Any) -> Any:
+            answer = getattr(self._store, name)(*values)
+            with CHANGE:
+                self.requests += 1
+                self.appended += name == "append"
+                self.published += name == "set"
+                CHANGE.notify_all()
+            return answer
+
+        return counted
+
+    def sleep(self, _: float) -> None:
+        """Wait until a look finds its value: all have arrived, and rank 0 has published, where it does that."""
+        uses = self.appended
+
+        def ready() -> bool:
+            published = self is self._everyone[0] or self._size <= waits.FEW or self._everyone[0].published >= uses
+            return published and sum(one.appended for one in self._everyone) >= uses * self._size
+
+        with CHANGE:
+            assert CHANGE.wait_for(ready, 30)
+
+
+CHANGE = threading.Condition()
+
+
+def connections(kind: str, size: int) -> list[Any]:
+    """A connection for each rank to a store of its own."""
+    if kind == "hash":
+        return [HashStore()] * size
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return [server, *(TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(size - 1))]
+
+
+def together(size: int, call: Callable[[int], Any]) -> list[Any]:
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(call, range(size)))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("hash", 2), ("hash", 64), ("tcp", 2), ("tcp", 16)])
+def test_a_barrier_sends_three_requests_a_rank_or_fewer(kind: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone: list[Counted] = []
+    ranks = [
+        HostWaits(Counted(store, everyone, size), World(rank=rank, world_size=size))  # type: ignore[arg-type]
+        for rank, store in enumerate(connections(kind, size))
+    ]
+    mine = threading.local()
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: everyone[mine.rank].sleep(seconds))
+    monkeypatch.setattr(waits, "time", clock)
+
+    def meet(rank: int) -> list[str]:
+        mine.rank = rank
+        return ranks[rank].barrier("plan", value=f"{rank} of {size}")
+
+    for uses in (1, 2):
+        assert together(size, meet) == [[f"{rank} of {size}" for rank in range(size)]] * size
+        assert sum(one.requests for one in everyone) <= 3 * size * uses
+
+
+def test_looks_for_a_late_rank_are_a_request_each_at_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, slept, late = 64, [0], threading.Event()
+    everyone: list[Counted] = []
+    store = HashStore()
+    ranks = [
+        HostWaits(Counted(store, everyone, size), World(rank=rank, world_size=size))  # type: ignore[arg-type]
+        for rank in range(size)
+    ]
+
+    def sleep(_: float) -> None:
+        with CHANGE:
+            slept[0] += 1
+            if slept[0] >= 8 * size:
+                late.set()
+        late.wait(0.002)
+
+    monkeypatch.setattr(waits, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+
+    def meet(rank: int) -> list[str]:
+        if rank == size - 1:
+            assert late.wait(30)
+        return ranks[rank].barrier("plan")
+
+    assert together(size, meet) == [[""] * size] * size
+    failure_looks = slept[0]  # at most one for each pause
+    assert sum(one.requests for one in everyone) <= 3 * size + slept[0] + failure_looks
+
+
+def test_ranks_that_another_rank_collects_for_name_the_missing_and_hear_of_a_failure() -> None:
+    size, store = 12, HashStore()
+
+    def meet(rank: int, name: str, deadline: float) -> str:
+        if rank in (3, 7):
+            return ""
+        with pytest.raises(RankError) as caught:
+            HostWaits(store, World(rank=rank, world_size=size)).barrier(name, deadline=deadline)
+        return caught.value.cause
+
+    missed = together(size, lambda rank: meet(rank, "plan", 1.0))
+    assert all(re.search(r"waited \d+ s for ranks 3, 7 in plan$", cause) for cause in missed if cause), missed
+    HostWaits(store, World(rank=7, world_size=size)).fail(ConfigError("No disk"), "restore")
+    heard = together(size, lambda rank: meet(rank, "restore", 60.0))
+    assert all("failed in restore: No disk" in cause for cause in heard if cause), heard
+
+
+def sockets(rank: int, size: int) -> list[int]:
+    """New TCP connections of this rank: with a group and a clone of it, and after a sum."""
+    world = read_world(os.environ)
+    distributed.destroy_process_group()
+    store = connect(world)
+    gc.collect()
+
+    def now() -> set[Any]:
+        found = psutil.Process().net_connections("tcp")
+        return {(one.laddr, one.raddr) for one in found if one.status == "ESTABLISHED"}
+
+    before = now()
+    init_distributed(world, store, device="cpu")
+    distributed.new_group(list(range(size)))
+    grouped = now()
+    HostWaits(store, world).barrier("counted")
+    distributed.all_reduce(torch.ones(()))
+    return [len(grouped - before), len(now() - before)]
+
+
+def test_ranks_open_a_socket_to_another_when_they_first_talk() -> None:
+    assert run_ranks(sockets, 2) == [[0, 1], [0, 1]]
+
+
+def test_a_process_may_open_all_the_files_that_its_system_allows() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, limits[1]), limits[1]))
+    try:
+        assert allow_open_files() == limits[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_rank_that_looks_for_rank_zero_heeds_a_stop_and_says_what_it_does(

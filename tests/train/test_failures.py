@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from fmscale.config import load_config
-from fmscale.errors import AccessDenied, ConfigError, DataError
-from fmscale.runtime.failure import Whereabouts, failure_report, first_failure, write_first
+from fmscale.errors import AccessDenied, ConfigError, DataError, ObjectNotFound
+from fmscale.runtime.failure import Whereabouts, describe_failure, failure_report, first_failure, write_first
 from fmscale.runtime.world import World
 from fmscale.train.run import run_training
+from tests.helpers import ranks
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import make_corpus, train_here, write_config
 
@@ -136,6 +137,79 @@ def test_a_rank_that_waits_for_others_to_start_heeds_signals(path: Path, tmp_pat
     report = first_failure(tmp_path / "run")
     assert report is not None
     assert report["type"] == "RankError"
+
+
+def lacks_the_store(rank: int, size: int, path: str) -> str:
+    """Rank 1 cannot open the data; rank 0 would wait for it in the engine's first collective."""
+    from fmscale.train import setup
+
+    def absent(*args: Any, **options: Any) -> None:
+        raise ObjectNotFound("There is no such folder", remedy="Mount it.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank:
+            patch.setattr(setup, "open_training", absent)
+        return outcome_of(rank, size, path)
+
+
+def test_a_rank_that_cannot_open_the_data_ends_the_others_before_they_build(path: Path) -> None:
+    first, second = run_ranks(lacks_the_store, 2, str(path), timeout=120)
+    assert re.match(r"RankError: rank 0 waited \d+ s in opening the data when rank 1 .* no such folder", first)
+    assert second.startswith("ObjectNotFound: There is no such folder")
+
+
+def opens_for_ever(rank: int, size: int, path: str) -> str:
+    """Rank 1 opens the data until rank 0 has ended, which is told to stop while it waits for rank 1."""
+    from fmscale.runtime import waits
+    from fmscale.train import setup
+
+    folder, barrier = Path(path).parent / "run", waits.HostWaits.barrier
+
+    def noticed(self: waits.HostWaits, name: str, **options: Any) -> list[str]:
+        if name == "opening the data":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return barrier(self, name, **options)
+
+    def for_ever(*args: Any, **options: Any) -> None:
+        assert await_true(lambda: first_failure(folder) is not None, PATIENCE)
+        raise ObjectNotFound("There is no such folder", remedy="Mount it.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waits, "STOP_SECONDS", 0.1)
+        patch.setattr(setup, "open_training", for_ever) if rank else patch.setattr(waits.HostWaits, "barrier", noticed)
+        return outcome_of(rank, size, path)
+
+
+def test_a_rank_that_waits_to_build_obeys_a_stop(path: Path) -> None:
+    first, _ = run_ranks(opens_for_ever, 2, str(path), timeout=120)
+    assert re.match(r"RankError: rank 0 waited \d+ s for rank 1 in opening the data, .* \(SIGTERM\)", first)
+
+
+def killed_in_a_step(rank: int, size: int, path: str) -> None:
+    from fmscale.train import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmscale.train.run.dry_run", lambda *args: None)
+        if rank:
+            patch.setattr(loop, "train_step", lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL))
+        train_here(rank, size, path, ())
+
+
+def test_a_rank_that_was_killed_is_named_with_its_signal(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "SETTLE_SECONDS", PATIENCE)
+    with pytest.raises(ranks.RankDied):
+        run_ranks(killed_in_a_step, 2, str(path), timeout=120)
+    report = first_failure(tmp_path / "run")
+    assert report is not None
+    assert (report["rank"], report["type"], report["phase"]) == (0, "RankError", "train")
+    # The parent of these ranks asks for their status at once; tests/launch has launchers, which look now and then.
+    told = r"rank 0 lost another rank: rank 1 on \S+ \(process \d+\) (was ended by signal 9|ended, its launcher knows)"
+    assert re.match(told, report["cause"])
+    assert describe_failure(report).startswith(
+        f"rank 0 on {os.uname().nodename} lost another rank, in train at step 1:"
+    )
 
 
 def test_an_early_error_is_said_by_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

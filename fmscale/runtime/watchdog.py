@@ -1,0 +1,196 @@
+"""Thread of each rank that looks after the ranks while the main thread works or hangs.
+
+The main thread may be in a call that neither hears of another rank's end nor runs Python's signal handlers: NCCL does
+not notice a dead peer. This thread hears of a failure from the store, sees the end of a rank of its machine at once,
+and hears a signal by `signal.set_wakeup_fd`. It tells where every rank is if no step ends.
+"""
+
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmscale.errors import RankError
+from fmscale.runtime.failure import Whereabouts, failure_report, write_first
+from fmscale.runtime.peers import Peers
+from fmscale.runtime.stop import STOP_SIGNALS, StopFlag
+from fmscale.runtime.waits import HostWaits
+from fmscale.runtime.watched import Beats, Pace, state_of, tell_places, write_stacks, write_watched
+from fmscale.runtime.world import World
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+"""Pause between looks: 512 ranks then send 512 requests a second, 1 % of the store's thread."""
+GRACE_SECONDS = 15.0
+"""Time that the main thread has to end by itself: launchers kill 30 s after a stop."""
+SLOW = 10
+"""Steps of median length after which a step counts as hung."""
+STATUS = 2
+"""Exit status of `fmscale train` after an error."""
+
+
+class Watchdog:
+    """Looks after the ranks from `start` until `close`, which the main thread calls."""
+
+    def __init__(
+        self, store: "Store", world: World, where: Whereabouts, folder: Path, stop: StopFlag, *, limit: float
+    ) -> None:
+        """`limit`: seconds that a phase may take, and twice those of a step before it counts as hung.
+
+        The store is cloned, as a request of the main thread may block the connection for minutes.
+        """
+        self._store: Any = store.clone()  # type: ignore[attr-defined]
+        self._waits = HostWaits(self._store, world)
+        self._world, self._where, self._folder, self._stop, self._limit = world, where, folder, stop, limit
+        self._peers: Peers | None = None
+        self._ends: tuple[float, str] | None = None
+        """Time and words of a failure of another rank."""
+        self._told: tuple[float, str] | None = None
+        """Time and name of the first stop signal."""
+        self._pace, self._beats, self._explained = Pace(), Beats(), 0.0
+        self._lock, self._closed, self._leaving = threading.Lock(), False, False
+        self._thread: threading.Thread | None = None
+        self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._signals = -1
+        self._tell_state()
+
+    def start(self, identities: Sequence[str]) -> None:
+        """Begin, once all ranks have met; `identities` are theirs, by rank. Main thread only."""
+        self._peers = Peers(self._world.rank, identities)
+        for end in self._peers.gone:
+            self._lose(end)
+        self._signals = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Take no rank's end for a failure any more: called before the last wait of the run."""
+        self._leaving = True
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._thread is not None:
+            signal.set_wakeup_fd(self._signals)
+            os.write(self._wake[1], b"\0")
+            self._thread.join(LOOK_SECONDS)
+        if self._thread is None or not self._thread.is_alive():
+            for descriptor in (*self._wake, *(self._peers.descriptors if self._peers else ())):
+                os.close(descriptor)
+
+    def _run(self) -> None:
+        assert self._peers is not None
+        poll = select.poll()
+        for descriptor in (*self._peers.descriptors, self._wake[0]):
+            poll.register(descriptor, select.POLLIN)
+        # A main thread whose failure is recorded is ending: it says what happened.
+        while not self._closed and self._where.recorded is None:
+            try:
+                self._turn()
+            except Exception:
+                logger.exception("rank %d: the watchdog did not look", self._world.rank)
+            for descriptor, _ in poll.poll(LOOK_SECONDS * 1000):
+                if descriptor == self._wake[0]:
+                    self._hear(os.read(descriptor, 64))
+                else:
+                    poll.unregister(descriptor)
+                    self._lose(self._peers.end(descriptor))
+
+    def _turn(self) -> None:
+        from torch.distributed import DistError
+
+        now = time.monotonic()
+        self._pace.count(self._where.step, now)
+        slow = SLOW * self._pace.median
+        try:
+            failure = self._waits.failure()
+            self._tell_state()
+            if self._world.rank == 0:
+                self._look_after()
+        except DistError:
+            failure = self._where.lost or "the store that rank 0 or its launcher serves is gone"
+        if failure and self._ends is None and not self._leaving:
+            self._ends = now, failure
+            logger.warning("rank %d hears that %s", self._world.rank, failure)
+        if self._ends and now - self._ends[0] >= GRACE_SECONDS:
+            self._end(self._ends[1])
+        if self._told and not self._stop and now - self._told[0] >= max(GRACE_SECONDS, slow):
+            self._end(f"it was told to stop by {self._told[1]}, and is in a call that does not return")
+        long = max(slow, self._limit / 2) if slow and self._where.phase == "train" else self._limit
+        if now - self._where.moved > long and self._explained != self._where.moved:
+            self._explained = self._where.moved
+            self._explain(now - self._where.moved)
+
+    def _hear(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in STOP_SIGNALS and self._told is None:
+                self._told = time.monotonic(), signal.Signals(number).name
+
+    def _lose(self, end: str) -> None:
+        """Report a rank's end, unless a failure is reported: it was killed, or crashed."""
+        if not (self._closed or self._leaving):
+            self._where.lost = self._where.lost or end
+            self._waits.report(end)
+
+    def _tell_state(self) -> None:
+        self._store.set(f"watch/{self._world.rank}", json.dumps(state_of(self._world.rank, self._where)))
+
+    def _look_after(self) -> None:
+        """Write the states of all ranks, and report a rank that tells none any more."""
+        states = self._beats.silence(self._states(), LOOK_SECONDS)
+        write_watched(self._folder, states)
+        for state in states:
+            if state["silent"] > self._limit / 2:
+                name = f"rank {state['rank']} on {state['host']}"
+                self._waits.report(f"{name} told nothing for {state['silent']:.0f} s: it is stopped, cut off or gone")
+
+    def _states(self) -> list[dict[str, Any]]:
+        keys = [f"watch/{rank}" for rank in range(self._world.world_size)]
+        return [json.loads(value) for value in self._store.multi_get(keys)]
+
+    def _explain(self, seconds: float) -> None:
+        """Write the stacks of all threads, and say where every rank is."""
+        from torch.distributed import DistError
+
+        try:
+            places = tell_places(self._states())
+        except DistError as error:
+            places = f"the store does not say where the other ranks are: {error}"
+        line = f"rank {self._world.rank}: no end of {self._where.phase} at step {self._where.step} for {seconds:.0f} s"
+        path = self._folder / f"stacks-rank{self._world.rank:05d}.txt"
+        logger.warning("%s. %s. %s.", line, places, write_stacks(path, f"{line}. {places}"))
+
+    def _end(self, cause: str) -> None:
+        """End this process, whose main thread does not end by itself."""
+        with self._lock:
+            if self._closed or self._where.recorded is not None:
+                return
+            self._explain(time.monotonic() - self._where.moved)
+            error = RankError(
+                f"rank {self._world.rank} ends, as {cause}",
+                remedy="That rank's error.json and log, or the lines of its launcher, say more; the same command goes "
+                "on from the newest checkpoint.",
+            )
+            logger.error("%s", error)
+            self._waits.report(f"rank {self._world.rank} ended, as {cause}")
+            with suppress(OSError):
+                write_first(self._folder, failure_report(error, self._world, self._where))
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(STATUS)

@@ -1,0 +1,142 @@
+"""States of all ranks, as their watchdogs tell them, for people: in one file of the run's folder, and in a sentence."""
+
+import faulthandler
+import json
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fmscale.errors import FormatError, ObjectNotFound
+from fmscale.runtime.failure import Whereabouts
+from fmscale.runtime.waits import name_ranks
+
+FILE_NAME = "watch.json"
+FORMAT_VERSION = 1
+PACKAGE = f"{os.sep}fmscale{os.sep}"
+SHOWN = 4
+"""Groups of ranks in a sentence."""
+
+
+def state_of(rank: int, where: Whereabouts) -> dict[str, Any]:
+    """State of this process. `seconds` are those in its phase or step, `place` the line that its main thread is in."""
+    return {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "step": where.step,
+        "phase": where.phase,
+        "seconds": time.monotonic() - where.moved,
+        "place": _main_place(),
+    }
+
+
+class Pace:
+    """Lengths of the last steps, from looks at the number of the step."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int | None, float] = (None, 0.0)
+        self._steps: deque[float] = deque(maxlen=50)
+
+    def count(self, step: int | None, now: float) -> None:
+        """Note the step that runs at the time `now`."""
+        before, then = self._last
+        if step != before:
+            if step is not None and before is not None and step > before:
+                self._steps.append((now - then) / (step - before))
+            self._last = step, now
+
+    @property
+    def median(self) -> float:
+        """Seconds of the median step; 0 before the first has ended."""
+        return statistics.median(self._steps) if self._steps else 0.0
+
+
+class Beats:
+    """Looks since the ranks' states last changed: that of a living rank changes between two looks. Looks are counted,
+    as a job that was suspended looks before its other ranks go on.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[int, tuple[Mapping[str, Any], int]] = {}
+
+    def silence(self, states: Sequence[Mapping[str, Any]], pause: float) -> list[dict[str, Any]]:
+        """The states, each with the seconds `silent` since it changed; `pause` is that between looks."""
+        for state in states:
+            before, looks = self._last.get(state["rank"], ({}, 0))
+            self._last[state["rank"]] = state, looks + 1 if before == state else 0
+        return [{**state, "silent": self._last[state["rank"]][1] * pause} for state in states]
+
+
+def write_stacks(path: Path, line: str) -> str:
+    """Append a line and the stacks of all threads to a file; a sentence on where they are."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{time.ctime()} {line}\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+    except OSError as error:
+        return f"{path} is not written: {error.strerror}"
+    return f"{path} has the stacks of its threads"
+
+
+def write_watched(folder: Path, states: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the file of states; without room on the disk the file before stays."""
+    beside = folder / f".{FILE_NAME}"
+    with suppress(OSError):
+        beside.write_text(json.dumps({"format_version": FORMAT_VERSION, "time": time.time(), "ranks": list(states)}))
+        beside.replace(folder / FILE_NAME)
+
+
+def read_watched(folder: Path) -> tuple[float, list[dict[str, Any]]]:
+    """Unix time of the file of states, and the state of each rank. Raises ObjectNotFound or FormatError."""
+    path = folder / FILE_NAME
+    try:
+        found = json.loads(path.read_text())
+        if found["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version {found['format_version']}")
+        return float(found["time"]), list(found["ranks"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        remedy = "Give the folder of a run, train.folder/train.run, on the machine of rank 0."
+        raise ObjectNotFound("No run has told here where its ranks are", found=str(path), remedy=remedy) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        remedy = "Delete it; a run that goes on writes it again."
+        raise FormatError(f"{path} has no states of ranks", found=str(error), remedy=remedy) from error
+
+
+def _main_place() -> str:
+    """The innermost line of fmscale that the main thread is in, such as "train/loop.py:75 run_loop"."""
+    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and PACKAGE not in frame.f_code.co_filename:
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    return f"{frame.f_code.co_filename.rpartition(PACKAGE)[2]}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def lagging(states: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Ranks that are in an earlier step than another rank."""
+    steps = {state["rank"]: state["step"] or 0 for state in states}
+    return [rank for rank, step in steps.items() if step < max(steps.values())]
+
+
+def tell_places(states: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on where the ranks are, the smallest groups first: a rank that others wait for is elsewhere."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for state in states:
+        groups.setdefault((state["step"], state["phase"], state["place"]), []).append(state["rank"])
+    told = []
+    for (step, phase, place), ranks in sorted(groups.items(), key=lambda group: len(group[1]))[:SHOWN]:
+        verb = "is" if len(ranks) == 1 else "are"
+        told.append(f"{name_ranks(ranks)} {verb} at step {step} in {phase}" + (f", {place}" if place else ""))
+    late = lagging(states)
+    lag = f"{name_ranks(late)} {'lags' if len(late) == 1 else 'lag'} behind; " if late else ""
+    return lag + "; ".join(told)
