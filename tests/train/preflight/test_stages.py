@@ -53,8 +53,10 @@ def small_buckets() -> Iterator[None]:
         yield
 
 
-def tensor_bytes() -> int:
-    """Bytes of the distinct storages of all tensors since `gc.freeze`, with gradients that only C++ holds."""
+def tensor_bytes(activations: set[int]) -> int:
+    """Bytes of the distinct storages of all tensors since `gc.freeze`, with gradients that only C++ holds, and without
+    the activations at these addresses.
+    """
     storages: dict[int, int] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor):
@@ -62,7 +64,7 @@ def tensor_bytes() -> int:
             for tensor in (thing,) if gradient is None else (thing, gradient):
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    return sum(size for address, size in storages.items() if address not in activations)
 
 
 def counted(rank: int, size: int, cases: list[Config]) -> list[tuple[int, float]]:
@@ -73,10 +75,19 @@ def counted(rank: int, size: int, cases: list[Config]) -> list[tuple[int, float]
 def _counted(rank: int, size: int, config: Config) -> tuple[int, float]:
     gc.collect()
     gc.freeze()
-    most, sent = [0], [0.0]
+    most, sent, activations = [0], [0.0], set[int]()
 
     def look(*_: Any) -> None:
-        most[0] = max(most[0], tensor_bytes())
+        most[0] = max(most[0], tensor_bytes(activations))
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        weights = {parameter.untyped_storage().data_ptr() for parameter in engine.module.parameters()}
+        activations.update({tensor.untyped_storage().data_ptr()} - weights)
+        return tensor
+
+    def unpack(tensor: torch.Tensor) -> torch.Tensor:
+        activations.discard(tensor.untyped_storage().data_ptr())
+        return tensor
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -95,7 +106,8 @@ def _counted(rank: int, size: int, config: Config) -> tuple[int, float]:
             for name in SENT:
                 patch.setattr(TorchBackend, name, watched(name, getattr(TorchBackend, name)))
             engine._base.register_step_pre_hook(look)
-            train(engine, rank, size, range(1, 2), ACCUMULATION)
+            with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                train(engine, rank, size, range(1, 2), ACCUMULATION)
     finally:
         gc.unfreeze()
     return most[0], sent[0]
