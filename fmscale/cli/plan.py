@@ -99,7 +99,8 @@ def _size(text: str | None, option: str) -> int | None:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B", text)
     if found is None or float(found[1]) == 0:
         raise ConfigError(f"{option} is no size of a memory", found=text, remedy="Give it as 80GB, 74.5GiB or 2TB.")
-    return round(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
+    unit: int = (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ")
+    return round(float(found[1]) * unit)
 
 
 def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str) -> None:

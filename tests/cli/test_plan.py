@@ -133,7 +133,7 @@ def test_memories_that_are_given_lead_to_a_stage_and_to_warnings(config: Path, m
 def test_a_gpu_tells_its_memory(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=10**9))
-    words = ([], ["train.device=cpu"], ["--device-memory", "2GB"])
+    words: list[list[str]] = [[], ["train.device=cpu"], ["--device-memory", "2GB"]]
     found = [plan(config, *each)[1]["advice"]["device_memory"] for each in words]
     assert found == [10**9, None, 2 * 10**9]
 

@@ -18,7 +18,7 @@ from fmscale.checkpoint.read.compatibility import differences, refuse_other_mode
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.config.checks import problems_of
 from fmscale.config.model import InitModelConfig
-from fmscale.data.open import data_bytes
+from fmscale.data.open import stored_bytes
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
@@ -373,4 +373,4 @@ def _facts(sources: list[Source], datasets: Mapping[str, Dataset], samples: int 
 
 def _epoch_bytes(view: View, dataset: Dataset | None) -> int | None:
     """At both ends of a unit, half a chunk on average is read besides."""
-    return None if dataset is None else data_bytes(view, dataset) + view.units.n * TOKEN_CHUNK_BYTES
+    return None if dataset is None else stored_bytes(view, dataset) + view.units.n * TOKEN_CHUNK_BYTES

@@ -19,12 +19,13 @@ LLAMA_VOCAB = 128_256
 
 
 def run(path: str, *, micro_batch: int = 1, length: int = 8192, **train: Any) -> Config:
+    settings: dict[str, Any] = {"zero_stage": 3, "precision": "bf16", "device": "cuda", **train}
     given = yaml.safe_load((ROOT / f"configs/{path}.yaml").read_text())
     return Config(
         data=DataConfig(sources=(SourceConfig(dataset="none"),), sequence_length=length),
         model=ModelConfig(**given["model"]),
         batch=BatchConfig(micro_batch=micro_batch, accumulation=1),
-        train=TrainConfig(**{"zero_stage": 3, "precision": "bf16", "device": "cuda"} | train),
+        train=TrainConfig(**settings),
     )
 
 
