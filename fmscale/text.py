@@ -119,3 +119,12 @@ def clean_tree(tree: Any, name: str = "") -> Any:
     if not isinstance(tree, str) or not tree:
         return tree
     return MASK if re.search(ALWAYS, name, re.IGNORECASE) else scrub(f"{name}={tree}").partition("=")[2]
+
+
+def human_bytes(size: float) -> str:
+    """Bytes with a binary unit: 1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} PiB"

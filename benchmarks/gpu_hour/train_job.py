@@ -19,7 +19,7 @@ from fmscale.config.derived import num_parameters
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.train import run as running
 from fmscale.train.compare import read_history
-from fmscale.train.preflight.forecast import state_bytes
+from fmscale.train.preflight.stages import RunSize, all_stages
 
 KEPT = (
     "step",
@@ -116,11 +116,15 @@ def _memory(about: str, config: Config, on_gpu: bool) -> None:
     model = config.decoder("this benchmark")
     vocab_size = model.vocab_size
     parameters = num_parameters(model, vocab_size) if vocab_size else None
+    planned = None
+    if parameters:
+        needs = all_stages(config, RunSize(trained=parameters), None, on_gpu=on_gpu)[config.train.zero_stage]
+        planned = needs.device - needs.buckets  # between two steps a bucket is empty
     _emit(
         about=about,
         parameters=parameters,
         allocated_bytes=torch.cuda.memory_allocated() if on_gpu else None,
-        planned_bytes=state_bytes(parameters, config.train, config.train.zero_stage, 1).device if parameters else None,
+        planned_bytes=planned,
     )
 
 

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from fmscale.errors import FmscaleError
 from fmscale.text import clean, printable, printable_lines, scrub
+from fmscale.text import human_bytes as human_bytes
 
 PIPE_WIDTH = 10_000
 """Columns assumed where output is not a terminal: rich would cut cells at 80 otherwise."""
@@ -137,15 +138,6 @@ def cell(value: Any) -> str:
             return ", ".join(cell(item) for item in value)
         case _:
             return clean(str(value))
-
-
-def human_bytes(size: float) -> str:
-    """Bytes with a binary unit: 1536 -> '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} PiB"
 
 
 def human_seconds(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """`fmscale plan`: the numbers of a run on a number of ranks, and its problems, before it starts."""
 
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,8 +24,7 @@ from fmscale.text import clean_tree
 
 if TYPE_CHECKING:
     from fmscale.config import Config
-    from fmscale.train.preflight.forecast import Forecast
-    from fmscale.train.preflight.preflight import Preflight
+    from fmscale.train.preflight.preflight import Preflight, SourceFacts
 
 app = typer.Typer()
 
@@ -32,7 +32,8 @@ app = typer.Typer()
 @app.command(
     cls=ConfigCommand,
     epilog=example(
-        "fmscale plan run/laptop train.steps=100 --world 2", "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100"
+        "fmscale plan run/laptop train.steps=100 --world 2",
+        "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100 --device-memory 80GB --host-memory 2TB",
     ),
 )
 def plan(
@@ -44,6 +45,11 @@ def plan(
     ] = None,
     mfu: Annotated[float | None, typer.Option(min=0.001, max=1.0, help="Or its share of the peak of --device.")] = None,
     device: Annotated[str, typer.Option(help="Device whose peak --mfu means, such as H100.")] = "",
+    device_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of a device, such as 80GB, for the stage to take; a GPU here tells its own."),
+    ] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Memory of a node, such as 2TB.")] = None,
     with_config: Annotated[bool, typer.Option("--config", help="Also every key of the config with its value.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -56,12 +62,21 @@ def plan(
 
     _check_speed(tokens_per_second, mfu, device)
     loaded = load_config(config, overrides or ())
-    preflight = check_run(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
+    preflight = check_run(
+        loaded,
+        world,
+        tokens_per_second=tokens_per_second,
+        mfu=mfu,
+        device=device,
+        device_memory=_size(device_memory, "--device-memory"),
+        host_memory=_size(host_memory, "--host-memory"),
+    )
     if json:
         print_json(
             {
                 "config": clean_tree(as_tree(loaded)),
                 "derived": asdict(preflight.forecast),
+                "advice": asdict(preflight.advice),
                 "sources": [asdict(source) for source in preflight.sources],
                 "begins": preflight.begins,
                 "warnings": preflight.warnings,
@@ -75,6 +90,17 @@ def plan(
             say_lines(f"\n{as_yaml(clean_tree(as_tree(loaded))).rstrip()}")
     if preflight.problems:
         raise typer.Exit(2)
+
+
+def _size(text: str | None, option: str) -> int | None:
+    """Bytes of a size such as 80GB or 74.5GiB."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B", text)
+    if found is None or float(found[1]) == 0:
+        raise ConfigError(f"{option} is no size of a memory", found=text, remedy="Give it as 80GB, 74.5GiB or 2TB.")
+    unit: int = (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ")
+    return round(float(found[1]) * unit)
 
 
 def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str) -> None:
@@ -103,17 +129,18 @@ def _show(config: "Config", preflight: "Preflight") -> None:
     if preflight.problems or preflight.warnings or preflight.notes:
         say(err=True)
     forecast = preflight.forecast
-    record(_numbers(config, forecast, preflight.begins), json=False)
+    record(_numbers(config, preflight), json=False)
     if forecast.stages:
         say()
-        table(_stage_rows(config, forecast), json=False, title="model state on each rank, by ZeRO stage")
+        table(_stage_rows(config, preflight), json=False, title="memory and traffic of a rank, by ZeRO stage")
     if preflight.sources:
         say()
-        table([asdict(source) for source in preflight.sources], json=False, title="sources")
+        table([_source_row(source) for source in preflight.sources], json=False, title="sources")
 
 
-def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, Any]:
+def _numbers(config: "Config", preflight: "Preflight") -> dict[str, Any]:
     """The derived numbers for people, each after the numbers that it follows from."""
+    forecast, advice, begins = preflight.forecast, preflight.advice, preflight.begins
     values: dict[str, Any] = {"ranks": forecast.world}
     if batch := forecast.batch:
         shape = (
@@ -148,6 +175,12 @@ def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, A
     values["host memory"] = (
         f"units {human_bytes(units)}, decoded ahead {human_bytes(forecast.decoded_bytes)}, pinned 0 B"
     )
+    if forecast.snapshot_bytes_per_node and advice.host_bytes:
+        values["host memory a node"] = (
+            f"{human_bytes(advice.host_bytes)}, of it snapshots {human_bytes(forecast.snapshot_bytes_per_node)}"
+        )
+    values["activations"] = forecast.activations and f"{human_bytes(forecast.activations)} a rank"
+    values["advised stage"] = advice.reason
     if forecast.tokens_per_second and forecast.read_bytes_per_second:
         values["tokens/s"] = forecast.tokens_per_second
         values["reads needed"] = f"{forecast.read_bytes_per_second / 1e6:.3g} MB/s, all ranks together"
@@ -159,12 +192,21 @@ def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, A
     return values
 
 
-def _stage_rows(config: "Config", forecast: "Forecast") -> list[dict[str, Any]]:
+def _stage_rows(config: "Config", preflight: "Preflight") -> list[dict[str, Any]]:
+    stages, activations = preflight.forecast.stages, preflight.forecast.activations
     rows = []
-    for stage in forecast.stages:
-        sizes = {name: human_bytes(size) for name, size in asdict(stage).items() if name != "stage"}
-        if not config.train.offload_optimizer:
-            del sizes["host"]
-        chosen = " *" if stage.stage == config.train.zero_stage else ""
-        rows.append({"stage": f"{stage.stage}{chosen}", **sizes})
+    for needs, fits in zip(stages, preflight.advice.fits, strict=True):
+        chosen = " *" if needs.stage == config.train.zero_stage else ""
+        row: dict[str, Any] = {"stage": f"{needs.stage}{chosen}", "state": human_bytes(needs.device)}
+        row["with activations"] = activations and human_bytes(needs.device + activations)
+        if config.train.offload_optimizer:
+            row["host"] = human_bytes(needs.host)
+        row["sent a step"] = human_bytes(needs.wire)
+        if any(each.between for each in stages):
+            row["between nodes a step"] = human_bytes(needs.between)
+        rows.append({**row, "fits": fits})
     return rows
+
+
+def _source_row(source: "SourceFacts") -> dict[str, Any]:
+    return {**asdict(source), "epoch_bytes": source.epoch_bytes and human_bytes(source.epoch_bytes)}

@@ -219,14 +219,14 @@ def open_fetcher(
 ) -> Fetcher:
     """The verified reads of a loader, whose arguments `open_loader` explains."""
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
-    data_bytes = sum(_data_bytes(source.view, datasets[source.view.dataset]) for source in sources)
+    data_bytes = sum(stored_bytes(source.view, datasets[source.view.dataset]) for source in sources)
     # With tiers the nodes share the data, and the fullest node has about a tenth more than the mean.
     room = nodes * cache_bytes / 1.1 if tiers else cache_bytes / 2 if nodes == 1 else 0
     roomy = data_bytes < room
     return Fetcher(backend, cache, tiers, region_bytes=region_bytes if tiers or roomy else 0, whole_regions=roomy)
 
 
-def _data_bytes(view: View, dataset: Dataset) -> int:
+def stored_bytes(view: View, dataset: Dataset) -> int:
     """Bytes of a view's tokens, or of the segments with its records."""
     if isinstance(view, TokenView):
         return view.kept * np.dtype(view.dtype).itemsize

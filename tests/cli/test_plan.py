@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,11 @@ import yaml
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.config import SourceConfig, TrainConfig
+from fmscale.config import SourceConfig
 from fmscale.data.ingest import ingest
+from fmscale.data.open import open_loader
 from fmscale.data.sources import make_sources, open_order
 from fmscale.store.open import open_store
-from fmscale.train.preflight.forecast import state_bytes
 
 LENGTH = 63
 CONFIG = """
@@ -112,14 +113,54 @@ def test_what_the_store_has_tells_rows_and_epochs(config: Path) -> None:
     assert docs["epochs"] == pytest.approx(0.75 * 240 / docs["rows"])
 
 
-def test_memory_of_a_rank_at_every_stage() -> None:
-    bf16, fp32 = TrainConfig(precision="bf16"), TrainConfig(precision="fp32")
-    by_stage = [state_bytes(1000, bf16, stage, 4) for stage in range(4)]
-    # 2 for bf16 weights, 4 masters, 8 moments, 4 gradients; a partition is a quarter.
-    assert [one.device for one in by_stage] == [18_000, 9_000, 6_000, 4_500]
-    assert [state_bytes(1000, fp32, stage, 4).device for stage in range(4)] == [16_000, 11_000, 8_000, 5_000]
-    offloaded = state_bytes(1000, TrainConfig(offload_optimizer=True), 2, 4)
-    assert (offloaded.device, offloaded.host) == (3_000, 3_000)
+def test_memories_that_are_given_lead_to_a_stage_and_to_warnings(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = plan(config, "schedule.warmup_steps=1")[1]
+    assert (found["advice"]["stage"], found["advice"]["fits"], found["warnings"]) == (None, [None] * 4, [])
+    words = ("--world", "16", "batch.global_batch=64", "launch.procs_per_node=4")
+    found = plan(config, *words, "--device-memory", "80GB")[1]
+    derived, advice = found["derived"], found["advice"]
+    assert (advice["device_memory"], advice["stage"], advice["fits"]) == (80 * 10**9, 0, [True] * 4)
+    assert derived["stages"][2]["between"] == derived["stages"][2]["wire"] > 0
+    assert derived["snapshot_bytes_per_node"] == 4 * derived["checkpoint_bytes_per_rank"]
+    little = plan(config, "--device-memory", "0.5 MiB", "--host-memory", "500MB")[1]
+    assert little["advice"]["fits"] == [False] * 4
+    assert little["advice"]["host_bytes"] == 512 * 2**20 + 12 * little["derived"]["parameters"]
+    assert "stage 2 does not fit the memory of a device" in little["warnings"][0]
+    assert "a node has 476.8 MiB of host memory" in little["warnings"][1]
+
+
+def test_a_gpu_tells_its_memory(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=10**9))
+    words: list[list[str]] = [[], ["train.device=cpu"], ["--device-memory", "2GB"]]
+    found = [plan(config, *each)[1]["advice"]["device_memory"] for each in words]
+    assert found == [10**9, None, 2 * 10**9]
+
+
+@pytest.mark.parametrize("wrong", ["80", "much", "0GB"])
+def test_a_memory_that_is_no_size_is_refused(config: Path, wrong: str) -> None:
+    result = screen(config, "--device-memory", wrong)
+    assert result.exit_code == 2
+    assert "--device-memory is no size of a memory" in result.stderr
+
+
+def test_a_pass_over_a_source_takes_the_requests_and_bytes_that_are_shown(config: Path, tmp_path: Path) -> None:
+    """Against a loader that reads 16 units."""
+    (tmp_path / "long.txt").write_text("a long text of bytes. " * 91_000)
+    url = str(tmp_path / "store")
+    ingest([str(tmp_path / "long.txt")], store=url, dataset="long", tokenizer="bytes", workers=1)
+    source = plan(
+        config, f"store.url={url}", "data.sources=[{dataset: long}]", "evaluation.sets=[]", "data.sequence_length=62"
+    )[1]["sources"][0]
+    assert source["epoch_requests"] == 16
+    backend = open_store(url)
+    with open_loader(backend, dataset="long", sequence_length=63, batch=source["rows"], prefetch=False) as it:
+        requests, sizes = (dict(each) for each in (backend.requests.count, backend.requests.bytes))
+        next(it)
+    assert 16 <= backend.requests.count["get_range"] - requests.get("get_range", 0) <= 16 + 2
+    read = backend.requests.bytes["get_range"] - sizes.get("get_range", 0)
+    assert source["epoch_bytes"] == pytest.approx(read, rel=0.03)
 
 
 def test_reads_needed_at_a_speed(config: Path) -> None:

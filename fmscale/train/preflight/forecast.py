@@ -6,33 +6,15 @@ from fmscale.config import BatchShape, Config
 from fmscale.config.derived import flops_per_token
 from fmscale.config.model import ModelConfig
 from fmscale.config.peaks import peak_flops
-from fmscale.config.train import TrainConfig
 from fmscale.data.reading.planner import HORIZON_STEPS
 from fmscale.train.engine.optimizer import MOMENTS
+from fmscale.train.preflight.activations import activations_of
+from fmscale.train.preflight.stages import FP32, RunSize, StageNeeds, all_stages
 
-FP32 = 4
 STATES = 1 + len(MOMENTS)
 """fp32 numbers of a parameter in a checkpoint: the master and the moments."""
-STAGES = (0, 1, 2, 3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageBytes:
-    """Bytes of model state on one rank at a ZeRO stage; activations and communication buffers come on top."""
-
-    stage: int
-    parameters: int
-    """Weights of forward and backward."""
-    masters: int
-    """fp32 weights that the optimizer updates; 0 where they are the parameters themselves."""
-    moments: int
-    """AdamW's two moments, fp32."""
-    gradients: int
-    """Accumulated gradients, fp32."""
-    device: int
-    """Sum of what lies on the device."""
-    host: int
-    """Part that `offload_optimizer` puts into host memory instead."""
+NODE_RANKS = 8
+"""Ranks of a node where `launch.procs_per_node` does not give them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +37,17 @@ class Forecast:
     flops_per_token: float | None
     """FLOPs of forward and backward, without recompute."""
     flops: float | None
-    stages: tuple[StageBytes, ...]
+    activations: int | None
+    """Bytes of a forward's activations on a rank, for decoders (`activation_bytes`)."""
+    size: RunSize | None
+    """Numbers from which the needs of the stages follow."""
+    stages: tuple[StageNeeds, ...]
     checkpoint_bytes: int | None
     """Bytes of a complete checkpoint, of all ranks together."""
     checkpoint_bytes_per_rank: int | None
     """Bytes of a rank's share."""
+    snapshot_bytes_per_node: int | None
+    """Host memory of a node for snapshots: `checkpoint.buffers` times its ranks' shares."""
     tokens_per_second: float | None
     """The assumed speed of all ranks together."""
     read_bytes_per_second: float | None
@@ -72,32 +60,6 @@ class Forecast:
     """Host memory of a rank for rows read ahead."""
     prefetch_steps: int | None
     """Steps of rows that this memory holds, or the most that is planned ahead."""
-
-
-def state_bytes(parameters: int, train: TrainConfig, stage: int, world: int, frozen: int = 0) -> StageBytes:
-    """Bytes of model state of a rank (Rajbhandari et al. 2020, ZeRO, section 3.1; our precisions).
-
-    Masters, moments and accumulated gradients are fp32 in both precisions. In fp32 at stage 0 the parameters are
-    the masters; from stage 1 on DeepSpeed keeps a partition of masters beside them. In bf16 at stage 0 the
-    masters are the module's and a bf16 copy lives during forward and backward. A partition is 1/world, rounded
-    up; DeepSpeed pads it by a few elements a parameter group. `frozen` parameters have weights alone.
-    """
-    bf16 = train.precision == "bf16"
-    part = -(-parameters // world)
-    weights = (part - (-frozen // world) if stage == 3 else parameters + frozen) * (2 if bf16 else FP32)
-    masters = (part if stage else parameters) * FP32 if bf16 or stage else 0
-    moments = (part if stage else parameters) * FP32 * len(MOMENTS)
-    gradients = (part if stage >= 2 else parameters) * FP32
-    host = masters + moments if train.offload_optimizer and stage else 0
-    return StageBytes(
-        stage=stage,
-        parameters=weights,
-        masters=masters,
-        moments=moments,
-        gradients=gradients,
-        device=weights + masters + moments + gradients - host,
-        host=host,
-    )
 
 
 def forecast(
@@ -115,6 +77,7 @@ def forecast(
     tokens_per_second: float | None = None,
     mfu: float | None = None,
     device: str = "",
+    on_gpu: bool = False,
 ) -> Forecast:
     """The derived numbers, from the numbers that `Forecast` explains (`batch` is None if it has no solution).
 
@@ -122,6 +85,7 @@ def forecast(
         token_bytes: width of a stored token.
         mfu: assumed share of the peak of `device`, in place of `tokens_per_second`.
         device: name of a device whose peak is known, such as H100.
+        on_gpu: True for the sizes of buckets on GPUs.
     """
     length = config.data.sequence_length
     decoder = config.model if type(config.model) is ModelConfig else None
@@ -142,6 +106,19 @@ def forecast(
     ahead = None
     if batch and not batch.forward_tokens:
         ahead = min(HORIZON_STEPS, config.data.memory_bytes // (row_bytes * -(-batch.global_batch // world)))
+    size = None
+    if parameters:
+        whole = decoder if config.adapter is None else None
+        size = RunSize(
+            trained=parameters,
+            frozen=frozen,
+            largest=whole.dim * max(vocab_size, whole.ffn_width) if whole and vocab_size else 0,
+            world=world,
+            local_size=min(world, config.launch.procs_per_node or NODE_RANKS),
+            accumulation=batch.accumulation if batch else 1,
+        )
+    stages = all_stages(config, size, batch, on_gpu=on_gpu) if size else ()
+    shared = -(-checkpoint // world) if checkpoint else None
     return Forecast(
         world=world,
         batch=batch,
@@ -153,11 +130,12 @@ def forecast(
         tokens=tokens,
         flops_per_token=flops,
         flops=flops * tokens if flops and tokens else None,
-        stages=tuple(state_bytes(parameters, config.train, stage, world, frozen) for stage in STAGES)
-        if parameters
-        else (),
+        activations=activations_of(config, vocab_size, batch),
+        size=size,
+        stages=stages,
         checkpoint_bytes=checkpoint,
-        checkpoint_bytes_per_rank=-(-checkpoint // world) if checkpoint else None,
+        checkpoint_bytes_per_rank=shared,
+        snapshot_bytes_per_node=config.checkpoint.buffers * shared * size.local_size if shared and size else None,
         tokens_per_second=tokens_per_second,
         read_bytes_per_second=tokens_per_second * row_bytes / length if tokens_per_second else None,
         seconds=tokens / tokens_per_second if tokens and tokens_per_second else None,

@@ -18,10 +18,12 @@ from fmscale.checkpoint.read.compatibility import differences, refuse_other_mode
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.config.checks import problems_of
 from fmscale.config.model import InitModelConfig
+from fmscale.data.open import stored_bytes
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
 from fmscale.data.views.token_view import TokenView
+from fmscale.data.views.view import View
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build
 from fmscale.models.lora import count_parameters, wrap
@@ -30,6 +32,7 @@ from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.open import open_store
+from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES
 from fmscale.train.data import (
     chat_facts,
     check_length,
@@ -44,6 +47,7 @@ from fmscale.train.engine.deepspeed_config import check_hpz
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init, with_model
 from fmscale.train.length import RunLength, run_length
+from fmscale.train.preflight.advice import Advice, advise, warnings_of
 from fmscale.train.preflight.forecast import Forecast, forecast
 from fmscale.train.reference import with_reference
 from fmscale.train.resume import choose_resume, compare_recorded
@@ -76,6 +80,10 @@ class SourceFacts:
     """Part of the run's samples."""
     epochs: float | None
     """Passes of the run over it; None for a run of unknown length."""
+    epoch_requests: int
+    """Requests to the store that a pass takes: one a unit."""
+    epoch_bytes: int | None
+    """Bytes that they read: the units in whole chunks; None for a dataset that the config does not name."""
 
 
 @dataclass(kw_only=True)
@@ -83,6 +91,7 @@ class Preflight:
     """Findings about a run before its start. It runs checks, and keeps their errors instead of ending at the first."""
 
     forecast: Forecast = field(init=False)
+    advice: Advice = field(init=False)
     sources: list[SourceFacts] = field(default_factory=list)
     """The datasets; empty if the store was not reached."""
     begins: str = ""
@@ -126,13 +135,24 @@ class Preflight:
 
 
 def check_run(
-    config: Config, world: int, *, tokens_per_second: float | None = None, mfu: float | None = None, device: str = ""
+    config: Config,
+    world: int,
+    *,
+    tokens_per_second: float | None = None,
+    mfu: float | None = None,
+    device: str = "",
+    device_memory: int | None = None,
+    host_memory: int | None = None,
 ) -> Preflight:
-    """Derive a run's numbers for `world` ranks and find problems that would end it. Writes nothing."""
+    """Derive a run's numbers for `world` ranks and find problems that would end it. Writes nothing. Memories are bytes
+    of a device (by default of a GPU that is here) and of a node.
+    """
     checks = Preflight()
-    wanted = config.train.device
-    here = "cpu" if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()) else "cuda"
-    config = replace(config, train=config.train.on(here))
+    here = torch.cuda.is_available() and config.train.device != "cpu"
+    if here and device_memory is None:
+        device_memory = torch.cuda.get_device_properties(0).total_memory
+    on_gpu = here or config.train.device == "cuda" or bool(device_memory or device)
+    config = replace(config, train=config.train.on("cuda" if on_gpu else "cpu"))
     batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
     length = checks.run(lambda: run_length(config, batch)) if batch else None
     checks.run(lambda: check_length(config))
@@ -200,8 +220,11 @@ def check_run(
         tokens_per_second=tokens_per_second,
         mfu=mfu,
         device=device,
+        on_gpu=on_gpu,
     )
-    checks.sources = _facts(sources, batch.global_batch * steps if batch and steps else None)
+    checks.advice = advise(config, checks.forecast, device_memory=device_memory, host_memory=host_memory, on_gpu=on_gpu)
+    checks.warnings += warnings_of(config, checks.forecast, checks.advice)
+    checks.sources = _facts(sources, datasets, batch.global_batch * steps if batch and steps else None)
     checks.warnings += [*_warnings(config, length), *_repeats(checks.sources, steps)]
     checks.warnings += filter(None, (tell_left_out(source.view) for source in sources))
     checks.warnings += _without_targets(sources, datasets)
@@ -331,7 +354,7 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
     refuse_other_model(manifest, [differences(manifest, asked, convert=True)], f"checkpoint {where}")
 
 
-def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
+def _facts(sources: list[Source], datasets: Mapping[str, Dataset], samples: int | None) -> list[SourceFacts]:
     weights = sum(source.weight for source in sources)
     epochs: Sequence[float | None] = passes(samples, sources) if samples else [None] * len(sources)
     return [
@@ -344,6 +367,13 @@ def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
             left_out=source.view.left_out,
             share=source.weight / weights,
             epochs=passed,
+            epoch_requests=source.view.units.n,
+            epoch_bytes=_epoch_bytes(source.view, datasets.get(source.view.dataset)),
         )
         for source, passed in zip(sources, epochs, strict=True)
     ]
+
+
+def _epoch_bytes(view: View, dataset: Dataset | None) -> int | None:
+    """At both ends of a unit, half a chunk on average is read besides."""
+    return None if dataset is None else stored_bytes(view, dataset) + view.units.n * TOKEN_CHUNK_BYTES
