@@ -27,7 +27,7 @@ from fmscale.train.garbage import collected_together
 from fmscale.train.init import with_model
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_forwards, dry_run, run_loop
-from fmscale.train.preflight.forecast import state_bytes
+from fmscale.train.preflight.stages import RunSize, all_stages
 from fmscale.train.reference import with_reference
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
@@ -106,7 +106,7 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     config, world, where = session.config, session.world, session.where
     loop, restored = assemble(session, batch, length, stack, show, event)
     saving = loop.saving
-    with device_memory(config, batch, session.device, _state_bytes(config, loop.engine.module, batch)):
+    with device_memory(config, batch, session.device, _state_bytes(config, loop.engine.module, batch, session.device)):
         dry_run(loop, empty_batch(config, loop.loader, batch), dry_forwards(batch, session.device))
         where.phase = "restore"
         length = restored()
@@ -140,12 +140,13 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     return outcome
 
 
-def _state_bytes(config: Config, module: nn.Module, batch: BatchShape) -> int:
+def _state_bytes(config: Config, module: nn.Module, batch: BatchShape, device: str) -> int:
     """Bytes of the model's state on this rank's device, by the plan."""
     counts = {True: 0, False: 0}
     for parameter in module.parameters():
         counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
-    return state_bytes(counts[True], config.train, config.train.zero_stage, batch.dp_size, counts[False]).device
+    size = RunSize(trained=counts[True], frozen=counts[False], world=batch.dp_size, accumulation=batch.accumulation)
+    return all_stages(config, size, batch, on_gpu=device.startswith("cuda"))[config.train.zero_stage].device
 
 
 def _write_outcome(outcome: Outcome) -> None:
