@@ -48,9 +48,10 @@ def watched(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict
     """`train_here` with its `draws` of random weights, and the `order` of allocations for snapshots and of saves."""
     from fmscale.checkpoint.saver import Saver
     from fmscale.checkpoint.snapshot import snapshot
+    from fmscale.checkpoint.snapshot.memory import SharedMemory
 
     draws, order = 0, []
-    normal, save, memory = torch.Tensor.normal_, Saver.save, snapshot.SharedMemory
+    normal, save, memory = torch.Tensor.normal_, Saver.save, SharedMemory
 
     def drawn(self: Any, *args: Any, **options: Any) -> Any:
         nonlocal draws

@@ -42,8 +42,8 @@ def test_hpz_is_for_stage_3() -> None:
 
 
 def test_plan_refuses_hpz_over_ranks_that_it_does_not_divide() -> None:
-    def problems(ranks: int, **launch: int) -> list[str]:
-        config = dataclasses.replace(HPZ, launch=LaunchConfig(**launch))
+    def problems(ranks: int, *, procs_per_node: int | None = None) -> list[str]:
+        config = dataclasses.replace(HPZ, launch=LaunchConfig(procs_per_node=procs_per_node))
         return [str(problem) for problem in check_run(config, ranks).problems if "hpz" in str(problem)]
 
     assert problems(16) == problems(16, procs_per_node=8) == []

@@ -15,7 +15,12 @@ def offloaded(rank: int, size: int, stage: int, precision: str, offload: bool) -
     config = config_of(stage, precision, offload_optimizer=offload)
     engine = make_engine(config, rank, size, accumulation=3, cores=3)
     step, threads = engine._base.step, set()
-    engine._base.step = lambda *args, **options: (threads.add(torch.get_num_threads()), step(*args, **options))[1]
+
+    def counted(*args: Any, **options: Any) -> Any:
+        threads.add(torch.get_num_threads())
+        return step(*args, **options)
+
+    engine._base.step = counted
     found = train(engine, rank, size, range(3), accumulation=3)
     assert torch.get_num_threads() == 1
     return found, held(engine, save=True), threads
