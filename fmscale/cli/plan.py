@@ -63,6 +63,7 @@ def plan(
                 "config": clean_tree(as_tree(loaded)),
                 "derived": asdict(preflight.forecast),
                 "sources": [asdict(source) for source in preflight.sources],
+                "order_changes": preflight.changes,
                 "begins": preflight.begins,
                 "warnings": preflight.warnings,
                 "notes": preflight.notes,
@@ -110,6 +111,9 @@ def _show(config: "Config", preflight: "Preflight") -> None:
     if preflight.sources:
         say()
         table([asdict(source) for source in preflight.sources], json=False, title="sources")
+    if preflight.changes:
+        say()
+        table(preflight.changes, json=False, title="changes of the order")
 
 
 def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, Any]:

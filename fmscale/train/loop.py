@@ -22,6 +22,7 @@ from fmscale.train.saving import Saving
 from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.session import Session
+from fmscale.train.spikes import Spikes
 from fmscale.train.step import train_step
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,15 @@ class Loop:
     """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, to which the loop adds the run's `steps`."""
+    spikes: Spikes | None = None
+    """Judges each step, and reacts to loss spikes; None if no step may be one."""
 
 
 def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
     """Train from `length.first_step` to the end, or until the ranks agree to stop; return the steps taken and the
     reason (Stop.NO at the end).
 
-    Raises Diverged after too many steps in a row that could not be applied, DataError if none had a target.
+    Raises Diverged after too many steps in a row that could not be applied, DataError if none had a target, Spiked.
     """
     session, config, where = loop.session, loop.session.config, loop.session.where
 
@@ -96,6 +99,7 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
             rate=rate,
             seed=partial(seed_dropout, config.train.seed, step, session.dp.rank),
             fence=loop.saving.fence,
+            accept=loop.spikes.judge(state["k"], facts.count) if loop.spikes else None,
         )
         unapplied = 0 if result.update.applied else unapplied + 1
         step += 1
@@ -109,6 +113,9 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
         loop.journal.add(step - 1, rate, result, timing)
         if step % config.train.log_every == 0 or step in (length.first_step + 1, last):
             loop.journal.flush(show)
+        if loop.spikes and (restored := loop.spikes.react(step)):
+            length, step, unapplied = restored, restored.first_step, 0
+            continue
         score = loop.evaluate(step, step == last)
         where.phase = "train"
         loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == last, score=score)

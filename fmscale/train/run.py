@@ -25,6 +25,7 @@ from fmscale.train.reference import with_reference
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
 from fmscale.train.setup import Show, assemble
+from fmscale.train.spikes import check_spike
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def run_training(
             batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
             length = run_length(config, batch)
             check_length(config)
+            check_spike(config)
             if world.rank == 0:
                 check_sinks(config)
             return _run(session, batch, length, stack, optional(show), optional(event))

@@ -40,9 +40,10 @@ from fmscale.train.journal import Journal
 from fmscale.train.length import RunLength
 from fmscale.train.loop import Loop
 from fmscale.train.reference import pin_reference
-from fmscale.train.resume import choose_resume, restore
+from fmscale.train.resume import Resume, choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.session import Session
+from fmscale.train.spikes import Spikes
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def assemble(
         """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
         gradients were not finite. The loader's state is at the beginning of the next step. `tokens` are those of all
         steps so far. `init` has the source of the first weights, where `train.init` named it, `base` the base of an
-        adapter; other facts are those of the imported model that the run began with.
+        adapter, `spike` the values that later steps are judged by; other facts are those of the imported model that
+        the run began with.
         """
         return {
             **origin,
@@ -110,6 +112,7 @@ def assemble(
             "world_size": world.world_size,
             "tokens": length.tokens(step),
             "first_step_tokens": length.unit,
+            **({"spike": spikes.state()} if config.spike.policy else {}),
         }
 
     record = _delivery_record(session, lease, loader, stack)
@@ -129,6 +132,28 @@ def assemble(
         before=before_save,
     )
     stack.callback(saving.close, 0.0)
+
+    def resumed(which: Resume) -> Mapping[str, Any]:
+        nonlocal length
+        restored, length = restore(session, which, engine, loader, saving, tokenizer_digest, batch, tell)
+        spikes.load(restored.get("spike"))
+        if record and loader.changed_from is not None:
+            record.restart(loader.changed_from)
+        return restored
+
+    def go_back() -> RunLength:
+        resumed(Resume(run=config.train.run, which="auto", fork=False))
+        return length
+
+    spikes = Spikes(
+        session=session,
+        lease=lease,
+        loader=loader,
+        saving=saving,
+        flush=journal.flush,
+        report=tell,
+        go_back=go_back,
+    )
     loop = Loop(
         session=session,
         engine=engine,
@@ -138,14 +163,14 @@ def assemble(
         evaluate=evaluator(session, engine, batch.micro_batch, tell, lambda: meta(0, {})),
         delivered=partial(deliver, record) if record else lambda batch, inputs: None,
         show=show if world.rank == 0 else lambda record: None,
+        spikes=spikes if config.spike.policy or loader.plan.skips else None,
     )
 
     def begin() -> RunLength:
-        nonlocal length
         if world.rank == 0:
             pin_reference(config, session.backend)
         if resume.which != "none":
-            restored, length = restore(session, resume, engine, loader, saving, tokenizer_digest, batch, tell)
+            restored = resumed(resume)
             origin.update(inherited(restored))
             if "init" in restored:
                 origin["init"] = restored["init"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def train_step(
     rate: float,
     seed: Callable[[int], None],
     fence: Callable[[], None],
+    accept: Callable[[Tensor, float], bool] | None = None,
 ) -> StepResult:
     """Forward and backward of every microbatch, then one update.
 
@@ -63,6 +65,7 @@ def train_step(
         rate: learning rate.
         seed: seeds dropout for microbatch i.
         fence: returns when a checkpoint's copy of masters and moments is done.
+        accept: refuses the update by this rank's summed loss and the global gradient norm; all ranks answer alike.
     """
     device = microbatches[0].weights.device
     loss_sum = torch.zeros((), device=device)
@@ -78,5 +81,5 @@ def train_step(
         for name, value in loss.metrics.items():
             metrics[name] = metrics[name] + value if i else value
     fence()
-    update = engine.step(rate)
+    update = engine.step(rate, None if accept is None else partial(accept, loss_sum))
     return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], count=count, update=update, metrics=metrics)
