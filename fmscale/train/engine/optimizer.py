@@ -75,7 +75,8 @@ def asked(optimizer: Any, accept: Callable[[], bool]) -> Iterator[list[bool]]:
     """Ask `accept` at the first update of the optimizer inside, and leave out all of them if it refuses. Yields a list
     that then has the answer: DeepSpeed updates group by group, after the norm of all gradients is known.
     """
-    update, answers = optimizer.step, []
+    update = optimizer.step
+    answers: list[bool] = []
 
     def step(*args: Any, **options: Any) -> Any:
         if not answers:
