@@ -98,6 +98,8 @@ class Saver:
         self._open: set[int] = set()
         self._slots = [SnapshotSlot() for _ in range(config.buffers)]
         self._number = 0
+        self.complete_next = False
+        """True if the next save refers to no other checkpoint: the last were retired."""
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
         # Kept between saves: starting a thread takes milliseconds where all cores are busy.
@@ -158,6 +160,7 @@ class Saver:
             step=step,
             folder=checkpoint_folder(self._settings.run, step, self._settings.lease, repeat),
             complete=not self._config.incremental
+            or self.complete_next
             or number % self._config.complete_every == 0
             or bool(self._config.keep_every and step % self._config.keep_every == 0),
             meta=meta if self._settings.rank == 0 else None,
@@ -166,6 +169,7 @@ class Saver:
         if slot is None:
             self._refuse(header, "the snapshot before is still being written")
             return
+        self.complete_next = False
         try:
             slot.prepare(pieces)
             slot.take(overlap=self._config.overlap)

@@ -22,7 +22,7 @@ from fmscale.text import clean, printable_lines, scrub
 
 VERBS = (
     *("ingest", "plan", "train", "generate", "evaluate", "score", "compare", "report", "doctor", "bench", "quickstart"),
-    *("launch", "import_model", "chat", "serve", "dataset", "config", "checkpoint", "adapter", "top"),
+    *("launch", "import_model", "chat", "serve", "dataset", "config", "checkpoint", "run", "adapter", "top"),
 )
 
 

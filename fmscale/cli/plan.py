@@ -78,6 +78,7 @@ def plan(
                 "derived": asdict(preflight.forecast),
                 "advice": asdict(preflight.advice),
                 "sources": [asdict(source) for source in preflight.sources],
+                "order_changes": preflight.changes,
                 "begins": preflight.begins,
                 "warnings": preflight.warnings,
                 "notes": preflight.notes,
@@ -136,6 +137,9 @@ def _show(config: "Config", preflight: "Preflight") -> None:
     if preflight.sources:
         say()
         table([_source_row(source) for source in preflight.sources], json=False, title="sources")
+    if preflight.changes:
+        say()
+        table(preflight.changes, json=False, title="changes of the order")
 
 
 def _numbers(config: "Config", preflight: "Preflight") -> dict[str, Any]:

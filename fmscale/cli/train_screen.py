@@ -90,7 +90,7 @@ class RunScreen:
                 shown["written"] = human_bytes(shown.pop("bytes_written"))
             print_record(shown, self._stream)
         if record["event"] == "resumed":
-            self._first_step = record["step"]
+            self._first_step, self._paced, self._shown = record["step"], None, 0
             self._opened = {**self._opened, "steps": record["steps"]}
 
     def step(self, record: Mapping[str, Any]) -> None:

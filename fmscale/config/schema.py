@@ -15,6 +15,7 @@ from fmscale.config.launch import LaunchConfig
 from fmscale.config.metrics import MetricsConfig
 from fmscale.config.model import InitModelConfig, ModelConfig
 from fmscale.config.objective import NextTokenConfig, ObjectiveConfig
+from fmscale.config.spike import SpikeConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from fmscale.errors import ConfigError
@@ -42,6 +43,8 @@ class Config:
     """AdamW."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the steps."""
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
+    """Reaction to loss spikes."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saves and their retention."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -54,9 +54,10 @@ class FlatLoader(SampleLoader[FlatForward]):
         memory_bytes: int = MEMORY_BYTES,
         threads: int | None = None,
         order_log: OrderLog | None = None,
-        quarantine_share: float = QUARANTINE_SHARE,
+        quarantine_share: float | None = QUARANTINE_SHARE,
     ) -> None:
-        """`threads` read and make; None: a thread for each core of the rank, or 16 for a remote store.
+        """`threads` read and make; None: a thread for each core of the rank, or 16 for a remote store. Without a
+        `quarantine_share` a record's error is raised all the same.
 
         Raises LittleMemory if two forwards do not fit into `memory_bytes`.
         """

@@ -58,9 +58,10 @@ class Loader(SampleLoader[Microbatch]):
         read_threads: int | None = None,
         prefetch: bool = True,
         order_log: OrderLog | None = None,
-        quarantine_share: float = QUARANTINE_SHARE,
+        quarantine_share: float | None = QUARANTINE_SHARE,
     ) -> None:
-        """Takes the opened arguments of `open_loader`, and the run's order log if damaged rows may be quarantined.
+        """Takes the opened arguments of `open_loader`, and the run's order log. Without a `quarantine_share` a chunk
+        that no copy can serve raises CorruptChunk all the same.
 
         If the units of a shuffle window exceed the memory, units are read more than once. With `read_threads=None` the
         thread that plans also reads from a local store, and 16 threads read from a remote store.

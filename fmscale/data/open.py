@@ -107,8 +107,8 @@ def open_loader(
         memory_bytes=memory_bytes,
         read_threads=read_threads,
         prefetch=prefetch,
-        order_log=order_log if on_corrupt == "quarantine" else None,
-        quarantine_share=quarantine_share,
+        order_log=order_log,
+        quarantine_share=quarantine_share if on_corrupt == "quarantine" else None,
     )
 
 
@@ -183,8 +183,8 @@ def open_flat_loader(
         FlatShare(dp_rank, ranks_of_nodes(dp_size, nodes), forward_tokens),
         memory_bytes=memory_bytes,
         threads=threads,
-        order_log=order_log if on_corrupt == "quarantine" else None,
-        quarantine_share=quarantine_share,
+        order_log=order_log,
+        quarantine_share=quarantine_share if on_corrupt == "quarantine" else None,
     )
 
 

@@ -45,7 +45,7 @@ class SampleLoader(ABC, Generic[Batch]):
     """Units in host memory: a delivered block's are released, those of an abandoned plan forgotten."""
 
     def __init__(
-        self, plan: Plan, schedule: BatchSchedule, order_log: OrderLog | None, quarantine_share: float
+        self, plan: Plan, schedule: BatchSchedule, order_log: OrderLog | None, quarantine_share: float | None
     ) -> None:
         self.plan = plan
         self.schedule = schedule
@@ -53,6 +53,8 @@ class SampleLoader(ABC, Generic[Batch]):
         """First sample of the next step to deliver."""
         self.stall_seconds = 0.0
         """Seconds that the consumer waited for data, the first batch included."""
+        self.changed_from: int | None = None
+        """First sample that the log's stages and bans since the loaded state have changed; None without a change."""
         self._order_log = order_log
         self._quarantine_share = quarantine_share
         self._ahead: Prefetcher[Any] | None = None
@@ -99,6 +101,16 @@ class SampleLoader(ABC, Generic[Batch]):
             )
         self.close()
         self.k = int(state["k"])
+        before = (len(recorded_plan.stages), len(recorded_plan.bans))
+        later = [stage.from_k for stage in self.plan.stages[before[0] :]]
+        # A quarantine, which names samples, changes nothing that was delivered before.
+        later += [ban.from_k for ban in self.plan.bans[before[1] :] if not ban.samples]
+        self.changed_from = min(later, default=None)
+
+    def refresh(self) -> None:
+        """Take the newest entries of the order log; call it before `load_state_dict`."""
+        if self._order_log is not None:
+            self.plan = self._order_log.refresh()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -139,10 +151,10 @@ class SampleLoader(ABC, Generic[Batch]):
         raise damage.error
 
     def _quarantine(self, source: int, rows: Ranges, from_k: int, samples: np.ndarray, error: FmscaleError) -> None:
-        """Write rows that cannot be used to the order log. Raises `error` without an order log, and DataError beyond
-        the budget.
+        """Write rows that cannot be used to the order log. Raises `error` without an order log or a budget, and
+        DataError beyond the budget.
         """
-        if self._order_log is None:
+        if self._order_log is None or self._quarantine_share is None:
             raise error
         quarantined = [ban for ban in self.plan.bans if ban.source == source and ban.samples]
         # Entries of several ranks may name a row.

@@ -191,7 +191,7 @@ def require_recorded(run: str, plan: Plan, sources: Sequence[Source], configs: S
             f"run {run} was recorded with other data",
             found="; ".join(f"{key}: recorded {old}, asked for {new}" for key, (old, new) in differ.items()),
             remedy="Take the recorded values, or another train.run. What changes the data of a run under way is a "
-            "stage: fmscale.data.plan.order_log.OrderLog.add_stage (docs/api.md).",
+            "stage: `fmscale run stage CONFIG`.",
         )
 
 

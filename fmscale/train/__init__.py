@@ -16,6 +16,7 @@
 - `evaluation.py`         losses on held-out rows
 - `generations.py`        answers of the model in training
 - `saving.py`             saves at their steps, and the state beside the tensors
+- `spikes.py`             loss spikes: the rule, and the run's reaction to a step that is one
 - `resume.py`             the checkpoint that a run goes on from, its own or another run's
 - `model_changes.py`      keys of the model that change the function of a checkpoint's weights
 - `reference.py`          the reference of a preference objective, and its check before the first update

@@ -21,6 +21,7 @@ from fmscale.train.saving import Saving
 from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.session import Session
+from fmscale.train.spikes import Spikes
 from fmscale.train.step import train_step
 from fmscale.train.trace import StepTrace
 
@@ -51,6 +52,8 @@ class Loop:
     """Shows a record of progress, to which the loop adds the run's `steps`."""
     trace: StepTrace | None = None
     """Takes spans of the steps that `train.trace` names."""
+    spikes: Spikes | None = None
+    """Judges each step, and reacts to loss spikes; None if no step may be one."""
 
 
 def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lambda step: None) -> tuple[int, Stop]:
@@ -61,7 +64,7 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
     GPU is busy then, and every rank has sent its facts before the optimizer's collectives end. A stop or a save by the
     clock that comes later than that acts one step later.
 
-    Raises Diverged after too many steps in a row that could not be applied, DataError if none had a target.
+    Raises Diverged after too many steps in a row that could not be applied, DataError if none had a target, Spiked.
     """
     session, config, where = loop.session, loop.session.config, loop.session.where
 
@@ -105,6 +108,7 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
             seed=partial(seed_dropout, config.train.seed, step, session.dp.rank),
             launched=launched,
             fence=loop.saving.fence,
+            accept=loop.spikes.judge(rows.state["k"], facts.count) if loop.spikes else None,
         )
         unapplied = 0 if result.update.applied else unapplied + 1
         step += 1
@@ -121,6 +125,12 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
         if step == length.first_step + 1:
             phases = {**where.spent, "first step": timing.step}
             loop.journal.event(event="first_step", step=step, seconds=sum(phases.values()), phases=phases)
+        if loop.spikes and (restored := loop.spikes.react(step)):
+            length, step, unapplied = restored, restored.first_step, 0
+            if taken:  # rows of the order before
+                taken.pop().exchange.finish()
+            taken.append(take())
+            continue
         score = loop.evaluate(step, step == last)
         where.phase = "train"
         state = taken[0].state if taken else loop.loader.state_dict()

@@ -32,6 +32,7 @@ from fmscale.train.reference import with_reference
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
 from fmscale.train.setup import Show, assemble
+from fmscale.train.spikes import check_spike
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def run_training(
             length = run_length(config, batch)
             check_length(config)
             check_hpz(config, world.world_size, world)
+            check_spike(config)
             if world.rank == 0:
                 check_sinks(config)
             return _run(session, batch, length, stack, optional(show), optional(event))

@@ -8,6 +8,7 @@ from typing import Any
 
 from fmscale.checkpoint.saver import Saver, SaveReport
 from fmscale.config.checkpoint import CheckpointConfig
+from fmscale.errors import StoreError
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.session import Session
 
@@ -40,7 +41,8 @@ class Saving:
     _closed: bool = False
 
     def begin_at(self, step: int, best: float) -> None:
-        """Note that the run begins with the checkpoint after `step` steps, and the lowest held-out loss until there."""
+        """Note that the run goes on from the checkpoint after `step` steps, and the lowest held-out loss by then."""
+        self.reports.clear()
         self._last_begun = self._began_at = step
         self.best = best
 
@@ -103,6 +105,18 @@ class Saving:
             if self.newest(self.acknowledged) == step:
                 return
         self.save(step, loader_state, wait=True)
+
+    def settle(self) -> None:
+        """Wait until no save is under way, and let the next refer to no other. Raises StoreError after the limit."""
+        if not self.saver.drain(self.config.seal_seconds):
+            raise StoreError(
+                "a save is still being written, so the run cannot go back behind it",
+                found=f"checkpoint.seal_seconds {self.config.seal_seconds:.0f}",
+                remedy="See to the store, which `fmscale doctor` checks; the same command goes on from the newest "
+                "checkpoint.",
+            )
+        self.saver.complete_next = True
+        self._tell()
 
     def fence(self) -> None:
         """Wait until the copy of masters and moments is done: called right before they change."""

@@ -42,9 +42,10 @@ from fmscale.train.journal import Journal
 from fmscale.train.length import RunLength
 from fmscale.train.loop import Loop
 from fmscale.train.reference import pin_reference
-from fmscale.train.resume import choose_resume, restore
+from fmscale.train.resume import Resume, choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.session import Session
+from fmscale.train.spikes import Spikes
 from fmscale.train.trace import StepTrace
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ def assemble(
         """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
         gradients were not finite. The loader's state is at the beginning of the next step. `tokens` are those of all
         steps so far. `init` has the source of the first weights, where `train.init` named it, `base` the base of an
-        adapter; other facts are those of the imported model that the run began with.
+        adapter, `spike` the values that later steps are judged by; other facts are those of the imported model that
+        the run began with.
         """
         return {
             **origin,
@@ -116,6 +118,7 @@ def assemble(
             "world_size": world.world_size,
             "tokens": length.tokens(step),
             "first_step_tokens": length.unit,
+            **({"spike": spikes.state()} if config.spike.policy else {}),
         }
 
     record = _delivery_record(session, lease, loader, stack)
@@ -140,6 +143,28 @@ def assemble(
         trace = StepTrace(session.folder, session.world.rank, config.train.traced(), device=session.device)
         trace.watch(type(engine), type(loader), type(session.backend), lambda: saving.reports)
         stack.callback(trace.close)
+
+    def resumed(which: Resume) -> Mapping[str, Any]:
+        nonlocal length
+        restored, length = restore(session, which, engine, loader, saving, tokenizer_digest, batch, tell)
+        spikes.load(restored.get("spike"))
+        if record and loader.changed_from is not None:
+            record.restart(loader.changed_from)
+        return restored
+
+    def go_back() -> RunLength:
+        resumed(Resume(run=config.train.run, which="auto", fork=False))
+        return length
+
+    spikes = Spikes(
+        session=session,
+        lease=lease,
+        loader=loader,
+        saving=saving,
+        flush=journal.flush,
+        report=tell,
+        go_back=go_back,
+    )
     loop = Loop(
         session=session,
         engine=engine,
@@ -150,14 +175,14 @@ def assemble(
         delivered=partial(deliver, record) if record else lambda batch, inputs: None,
         show=show if world.rank == 0 else lambda record: None,
         trace=trace,
+        spikes=spikes if config.spike.policy or loader.plan.skips else None,
     )
 
     def begin() -> RunLength:
-        nonlocal length
         if world.rank == 0:
             pin_reference(config, session.backend)
         if resume.which != "none":
-            restored, length = restore(session, resume, engine, loader, saving, tokenizer_digest, batch, tell)
+            restored = resumed(resume)
             origin.update(inherited(restored))
             if "init" in restored:
                 origin["init"] = restored["init"]

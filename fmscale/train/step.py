@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ def train_step(
     seed: Callable[[int], None],
     launched: Callable[[], None] = lambda: None,
     fence: Callable[[], None] = lambda: None,
+    accept: Callable[[Tensor, float], bool] | None = None,
 ) -> StepResult:
     """Forward and backward of every microbatch, then one update.
 
@@ -65,6 +67,7 @@ def train_step(
         seed: seeds dropout for microbatch i.
         launched: called after the last backward: a GPU is still busy with it, and the host is free.
         fence: returns when a checkpoint's copy of masters and moments is done.
+        accept: refuses the update by this rank's summed loss and the global gradient norm; all ranks answer alike.
     """
     device = microbatches[0].weights.device
     loss_sum = torch.zeros((), device=device)
@@ -81,5 +84,5 @@ def train_step(
             metrics[name] = metrics[name] + value if i else value
     launched()
     fence()
-    update = engine.step(rate)
+    update = engine.step(rate, None if accept is None else partial(accept, loss_sum))
     return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], count=count, update=update, metrics=metrics)

@@ -45,8 +45,8 @@ def train_with_late_copies(rank: int, size: int, path: str, overrides: tuple[str
         go.clear()
         save(self, number, pieces, *args, **options)
 
-    def stepped(self: Any, rate: float) -> Any:
-        update = step(self, rate)
+    def stepped(self: Any, *args: Any) -> Any:
+        update = step(self, *args)
         go.set()
         return update
 

@@ -34,9 +34,9 @@ def traced(rank: int, size: int, path: str) -> list[str]:
         seen.append("receive")
         return finish(self)
 
-    def updated(self: DeepSpeedEngine, rate: float) -> Any:
+    def updated(self: DeepSpeedEngine, rate: float, *rest: Any) -> Any:
         seen.append("update" if rate else "dry run")
-        return update(self, rate)
+        return update(self, rate, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Exchange, "start", started)

@@ -42,8 +42,8 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
         self.stall_seconds += STALL
         return real(self)
 
-    def stepped(self: Any, real: Callable[..., Any], rate: float) -> Any:
-        update = real(self, rate)
+    def stepped(self: Any, real: Callable[..., Any], *args: Any) -> Any:
+        update = real(self, *args)
         events.append(("update", [group["lr"] for group in self._base.param_groups]))
         return update
 

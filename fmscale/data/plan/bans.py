@@ -4,7 +4,7 @@ The row that σ leads to next replaces a banned row, in the same epoch (docs/ord
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Ban:
 
     def to_json(self) -> dict[str, Any]:
         """The entry's body."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> "Ban":
@@ -50,17 +50,21 @@ class _Table:
     """Bans of one source: disjoint pieces of its rows, each with the samples for which it is banned."""
 
     def __init__(self, bans: Sequence[tuple[int, Ban]], rows: int) -> None:
-        ends = sorted({end for _, ban in bans for pair in ban.rows for end in pair} | {0})
-        self._starts = np.array(ends, dtype=np.uint64)
+        pairs = [np.array(ban.rows, dtype=np.uint64) for _, ban in bans]
+        ends = np.unique(np.concatenate([np.zeros(1, dtype=np.uint64), *(each.ravel() for each in pairs)]))
+        self._starts = ends
         # A row is banned for k if an entry with the row has from_k <= k, or a number up to the number of the last
         # entry that lists k. So each piece needs its least from_k and its least number alone.
         self._from = np.full(len(ends), _NEVER, dtype=np.uint64)
         self._number = np.full(len(ends), _NO_ENTRY, dtype=np.int64)
-        for number, ban in bans:
-            for first, stop in ban.rows:
-                low, high = np.searchsorted(self._starts, np.array([first, stop], dtype=np.uint64))
-                np.minimum(self._from[low:high], np.uint64(ban.from_k), out=self._from[low:high])
-                np.minimum(self._number[low:high], number, out=self._number[low:high])
+        for (number, ban), each in zip(bans, pairs, strict=True):
+            low, high = np.searchsorted(ends, each).T
+            begun = np.zeros(high.max() - low.min() + 1, dtype=np.int64)
+            np.add.at(begun, low - low.min(), 1)
+            np.add.at(begun, high - low.min(), -1)
+            named = low.min() + np.flatnonzero(np.cumsum(begun) > 0)
+            self._from[named] = np.minimum(self._from[named], np.uint64(ban.from_k))
+            self._number[named] = np.minimum(self._number[named], number)
         last_entry: dict[int, int] = {}
         for number, ban in bans:
             last_entry.update(dict.fromkeys(ban.samples, number))

@@ -1,17 +1,21 @@
-"""The order log: mixture stages, bans and quarantines as entries of a run's log, and the plan they make.
+"""The order log: mixture stages, bans, quarantines and steps back as entries of a run's log, and the plan they make.
 
 All ranks derive the same plan from the entries, at any time: an entry is durable before the delivery of any sample that
 it changes (docs/order.md, "Bans and quarantine").
 """
 
 from collections.abc import Iterable
+from copy import copy
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
+from fmscale.data.order.mixture import WEIGHT_ONE
 from fmscale.data.plan.bans import Ban
 from fmscale.data.plan.plan import Plan, Ranges, Source, Stage, stage_json
 from fmscale.data.views.mask import find_documents
-from fmscale.data.views.placement import open_placement
+from fmscale.data.views.placement import merged, open_placement
 from fmscale.data.views.view import View
 from fmscale.errors import Conflict, DataError
 from fmscale.store.datasets.dataset import Dataset
@@ -21,6 +25,8 @@ from fmscale.store.segments.seal import check_version
 
 FORMAT_VERSION = 1
 """Version of new entries; older versions can be read."""
+ORDER_KINDS = frozenset({"stage", "ban", "quarantine", "skip", "back"})
+"""Kinds of entries that concern the order."""
 
 
 class OrderLog:
@@ -59,14 +65,14 @@ class OrderLog:
         stage = Plan([Stage(from_k=0, sources=tuple(sources), excluded=tuple(excluded))]).stages[0]
         return self._append_stage(stage, set(), seen=0)
 
-    def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
+    def add_stage(self, from_k: int, sources: Iterable[Source], excluded: Iterable[Ranges] = ()) -> Plan:
         """Record a stage with these sources and weights from sample `from_k` on. Returns the new plan.
 
         `from_k` must lie beyond the samples that any rank has prefetched. Earlier sources continue at their positions,
-        new sources begin at 0. Raises ConfigError for invalid weights or an invalid `from_k`, Conflict if another stage
-        was added since the last read of the log.
+        new sources begin at 0. `excluded` are rows of each source that the stage leaves out. Raises ConfigError for
+        invalid weights or an invalid `from_k`, Conflict if another stage was added since the last read of the log.
         """
-        stage = self.plan.next_stage(from_k, sources)
+        stage = self.plan.next_stage(from_k, sources, excluded)
         digests = {source.view.digest for source in self.plan.sources}
         return self._append_stage(stage, digests, seen=self.plan.log_head)
 
@@ -153,19 +159,65 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
             found=f"{at} entries, the state was taken at {head}",
             remedy="Resume from the run that the state belongs to.",
         )
+    entries = [entry for entry in entries if entry.kind in ORDER_KINDS]
+    if plan is not None and not entries:
+        moved = copy(plan)  # with its digest, which takes a second for the bans of 200 steps
+        moved.log_head = at
+        return moved
     stages = list(plan.stages) if plan else []
     bans = list(plan.bans) if plan else []
+    skips, spikes = (plan.skips, plan.spikes) if plan else (frozenset[range](), 0)
     views = {source.view.digest: source.view for source in plan.sources} if plan else {}
     for entry in entries:
-        if entry.kind not in ("stage", "ban", "quarantine"):  # other kinds do not concern the order
-            continue
         check_version(entry.body, f"log entry {entry.number}", FORMAT_VERSION)
         body = {name: value for name, value in entry.body.items() if name != "format_version"}
+        spikes += entry.kind in ("skip", "back")
+        if entry.kind == "skip":
+            skips |= {range(*body["samples"])}
+            continue
         if entry.kind == "stage":
             stages.append(_stage_from(body, views))
+            changed = stages[-1].from_k
         else:
-            bans.append(Ban.from_json(body))
-    return Plan(stages, bans, at) if stages else None
+            bans += map(Ban.from_json, body["bans"] if entry.kind == "back" else [body])
+            changed = bans[-1].from_k
+        # A step that gets other samples is judged anew.
+        skips = frozenset(skip for skip in skips if skip.stop <= changed)
+    return Plan(stages, bans, at, skips=skips, spikes=spikes) if stages else None
+
+
+def bans_of(plan: Plan, samples: range, from_k: int, reason: str, dataset: str | None = None) -> list[Ban]:
+    """Bans from `from_k` on of the rows that a plan gives to samples, in the sources of `dataset` alone if it is given.
+
+    Raises DataError if none of the samples is of the dataset.
+    """
+    found = plan.samples(np.arange(samples.start, samples.stop, dtype=np.uint64))
+    bans = []
+    for number, source in enumerate(plan.sources):
+        rows = np.unique(found.row[found.source == number]).tolist()
+        if rows and dataset in (None, source.view.dataset):
+            ranges = tuple(merged([(row, row + 1) for row in rows]))
+            bans.append(Ban(source=number, rows=ranges, from_k=from_k, reason=reason))
+    if not bans:
+        raise DataError(
+            f"no sample of the range is of dataset {dataset}",
+            found=f"samples {samples.start} to {samples.stop - 1}",
+            remedy=f"Datasets of the run: {', '.join(sorted({source.view.dataset for source in plan.sources}))}.",
+        )
+    return bans
+
+
+def order_changes(plan: Plan) -> list[dict[str, Any]]:
+    """Changes of an order since its first stage, in the order of the log: for people."""
+    changes: list[dict[str, Any]] = []
+    for stage in plan.stages[1:]:
+        shares = ", ".join(f"{source.label} {source.weight / WEIGHT_ONE:.4g}" for source in stage.sources)
+        changes.append({"from_sample": stage.from_k, "change": "stage", "of": shares, "reason": ""})
+    for ban in plan.bans:
+        rows = f"{sum(stop - first for first, stop in ban.rows)} rows of {plan.sources[ban.source].label}"
+        kind = "quarantine" if ban.samples else "ban"
+        changes.append({"from_sample": ban.from_k, "change": kind, "of": rows, "reason": ban.reason})
+    return changes
 
 
 def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:

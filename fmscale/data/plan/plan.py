@@ -77,14 +77,25 @@ class Samples(NamedTuple):
 class Plan:
     """Function from k to the row of sample k. Immutable: `with_ban` gives a new plan."""
 
-    def __init__(self, stages: Sequence[Stage], bans: Sequence[Ban] = (), log_head: int = 0) -> None:
-        """`bans` are in the order of the log; `log_head` is the number of the plan's entries in the order log.
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        bans: Sequence[Ban] = (),
+        log_head: int = 0,
+        *,
+        skips: Iterable[range] = (),
+        spikes: int = 0,
+    ) -> None:
+        """`bans` are in the order of the log; `log_head` is the number of the plan's entries in the order log. `skips`
+        are the samples of steps whose update is left out, `spikes` the number of reactions to loss spikes so far.
 
         Raises ConfigError unless stages begin at 0 and ascend, and the sources of each stage differ and have positive
         weights with the sum 2^32; DataError for invalid bans.
         """
         self.bans = tuple(bans)
         self.log_head = log_head
+        self.skips = frozenset(skips)
+        self.spikes = spikes
         self.stages, self.sources, self._indexes = _resolved(stages)
         self.orders = tuple(Order(source.view.units, source.seed, source.view.window) for source in self.sources)
         """The order of each source."""
@@ -194,14 +205,14 @@ class Plan:
         """True if bans and quarantines name every row of [first, stop) of a source."""
         return self._bans.named(source, rows)
 
-    def next_stage(self, from_k: int, sources: Iterable[Source]) -> Stage:
+    def next_stage(self, from_k: int, sources: Iterable[Source], excluded: Iterable[Ranges] = ()) -> Stage:
         """The stage of these sources from `from_k` on. Known sources continue at their positions, new sources at 0."""
-        stage = Stage(from_k=from_k, sources=tuple(sources))
+        stage = Stage(from_k=from_k, sources=tuple(sources), excluded=tuple(excluded))
         return Plan([*self.stages, stage]).stages[-1]
 
     def with_ban(self, ban: Ban) -> "Plan":
         """The plan with one more ban or quarantine."""
-        return Plan(self.stages, [*self.bans, ban], self.log_head)
+        return Plan(self.stages, [*self.bans, ban], self.log_head, skips=self.skips, spikes=self.spikes)
 
 
 def source_key(source: Source) -> tuple[str, int]:

@@ -7,7 +7,7 @@ does not use the planner: ids come with the data, and bytes from the tensors tha
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,8 +35,13 @@ SCHEMA = pa.schema(
 )
 CONTENT = ("source", "row", "digest", "pieces")
 """Columns of a sample's content."""
-JOB = re.compile(r"(\d+)-rank\d+")
-"""Names of the files that training writes: the number of the lease, which counts a run's jobs, and the rank."""
+JOB = re.compile(r"(\d+)(?:\.(\d+))?-rank\d+")
+"""Names of the files that training writes: the number of the lease, which counts a run's jobs, the part of the job
+behind a change of the order, and the rank."""
+PARTS = 1000
+"""Numbers of a job's parts: part p of job n counts as n * PARTS + p."""
+REPLACES = b"replaces_from"
+"""Key of a file's first sample whose earlier records it replaces, because the order had changed from there on."""
 WHERE = (
     "Give the files of all ranks and jobs: with `train.record_delivery: true` a run writes them to "
     "FOLDER/RUN/delivery/*.arrow, such as runs/demo/delivery/*.arrow."
@@ -74,7 +79,17 @@ class DeliveryRecord:
         """`dtype` is the datasets' token type, in which rows of tokens are digested; flat forwards need none."""
         self._dtype = dtype
         self._rows: list[dict[str, Any]] = []
+        self._path, self._part = path, 0
         self._file = RecordFile(path, begin=SCHEMA.serialize().to_pybytes())
+
+    def restart(self, from_k: int) -> None:
+        """Begin another file, whose samples from `from_k` on replace those of earlier files: the order has changed."""
+        self.close()
+        self._part += 1
+        job, _, rank = self._path.name.partition("-")
+        schema = SCHEMA.with_metadata({**SCHEMA.metadata, REPLACES: str(from_k).encode()})
+        path = self._path.with_name(f"{job}.{self._part:03d}-{rank}")
+        self._file = RecordFile(path, begin=schema.serialize().to_pybytes())
 
     def add(self, batch: Microbatch | FlatForward) -> None:
         """Record the real rows, or the samples, of a received forward. Raises DataError without document ids."""
@@ -124,32 +139,46 @@ class DeliveryRecord:
 
 
 def read_records(paths: Sequence[Path]) -> pa.Table:
-    """All rows of the records by k, then by the added column `job`: the lease number in the file's name, or 0 for a
-    name of another kind. A record that a kill cut short counts up to its last complete batch.
+    """All rows of the records by k, then by the added column `job`: that of the file's name (see JOB and PARTS), or 0
+    for a name of another kind. A record that a kill cut short counts up to its last complete batch. Rows that a later
+    file replaces, because the order had changed, are left out.
 
     Raises DataError if the records have no row.
     """
-    tables = []
+    tables, replaced = [], {}
     for path in paths:
-        rows = pa.Table.from_batches(list(_batches(path)), schema=SCHEMA)
         match = JOB.fullmatch(path.stem)
-        job = np.full(len(rows), int(match[1]) if match else 0, dtype=np.int64)
-        tables.append(rows.append_column("job", pa.array(job)))
+        job = int(match[1]) * PARTS + int(match[2] or 0) if match else 0
+        rows, from_k = _rows(path)
+        if from_k is not None:
+            replaced[job] = from_k
+        tables.append(rows.append_column("job", pa.array(np.full(len(rows), job, dtype=np.int64))))
     if not any(map(len, tables)):
         raise DataError("no delivered rows in the records", found=[str(path) for path in paths], remedy=WHERE)
-    return pa.concat_tables(tables).sort_by([("k", "ascending"), ("job", "ascending")])
+    table = pa.concat_tables(tables).sort_by([("k", "ascending"), ("job", "ascending")])
+    k, jobs = table["k"].to_numpy(), table["job"].to_numpy()
+    for job, from_k in replaced.items():
+        gone = (jobs < job) & (k >= from_k)
+        table, k, jobs = table.filter(pa.array(~gone)), k[~gone], jobs[~gone]
+    return table
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _rows(path: Path) -> tuple[pa.Table, int | None]:
+    """The whole rows of a file, and the first sample whose earlier records they replace."""
+    batches: list[pa.RecordBatch] = []
+    from_k: int | None = None
     try:
         with path.open("rb") as file, pa.ipc.open_stream(file) as reader:
-            yield from reader
+            if (first := (reader.schema.metadata or {}).get(REPLACES)) is not None:
+                from_k = int(first)
+            batches.extend(reader)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError("no such delivery record", found=str(path), remedy=WHERE) from error
     except (pa.ArrowInvalid, OSError) as error:
         # A stream that ends early raises an error without errno; a failing disk sets errno.
         if getattr(error, "errno", None) is not None:
             raise
+    return pa.Table.from_batches([batch.replace_schema_metadata(SCHEMA.metadata) for batch in batches], SCHEMA), from_k
 
 
 def without_repeats(table: pa.Table) -> pa.Table:

@@ -24,7 +24,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.entry import LogEntry, decode, encode
 
 DATASET_KINDS = frozenset({"commit", "retire", "pin", "mask"})
-RUN_KINDS = frozenset({"commit", "retire", "pin"}) | {"lease", "stage", "ban", "quarantine", "checkpoint"}
+RUN_KINDS = frozenset({"commit", "retire", "pin", "lease", "stage", "ban", "quarantine", "skip", "back", "checkpoint"})
 
 # Attempts of the whole exchange; the backend has retried each request until its deadline before.
 ATTEMPTS = 4

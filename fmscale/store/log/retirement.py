@@ -60,7 +60,7 @@ class RetirementState:
             self._pin(entry.body["commits"], entry.body["owner"], entry.body["pinned"])
         elif entry.kind == "mask":
             self.masks.append(entry)
-        elif entry.kind == "retire":
+        elif entry.kind in ("retire", "back"):
             self.retires.append(entry)
             for number in entry.body["commits"]:
                 if number not in self.pins:
@@ -125,12 +125,13 @@ def retire(
     reason: str = "",
     lease: int | None = None,
     state: RetirementState | None = None,
+    back: Body | None = None,
 ) -> LogEntry:
     """Take commits out of use, durably, and name the objects that may be deleted after the grace time.
 
     The entry names the objects that only these commits reference, and `objects`: left-overs without any commit
-    (of an abandoned ingest). Raises Conflict if a commit is pinned, unknown or already retired, or if a live
-    commit needs some of `objects`; other errors as in Log.append.
+    (of an abandoned ingest). With `back` its kind is back, and it has these facts too. Raises Conflict if a commit is
+    pinned, unknown or already retired, or if a live commit needs some of `objects`; other errors as in Log.append.
     """
     numbers, leftovers = sorted(set(commits)), sorted(set(objects))
     state = replay(log, state)
@@ -158,9 +159,10 @@ def retire(
             "objects": sorted(name for name in names if not live.touches(name)),
             "withheld": sorted(name for name in names if live.touches(name)),
             "reason": reason,
+            **(back or {}),
         }
 
-    return append_anew(log, "retire", body_now, state, lease)
+    return append_anew(log, "retire" if back is None else "back", body_now, state, lease)
 
 
 def pin(

@@ -19,7 +19,7 @@ from fmscale.train.engine.accelerator import import_deepspeed, without_triton
 from fmscale.train.engine.cores import threads
 from fmscale.train.engine.deepspeed_config import deepspeed_config
 from fmscale.train.engine.gather import gather_over
-from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
+from fmscale.train.engine.optimizer import asked, make_optimizer, parameter_groups, set_step
 from fmscale.train.engine.partitions import Slice, pieces_of, publish, slices
 from fmscale.train.engine.protocol import T, Update
 
@@ -126,31 +126,36 @@ class DeepSpeedEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self._dp.size, scale_wrt_gas=False)
 
-    def step(self, rate: float) -> Update:
-        """Update, or leave everything as it is if a gradient is not finite."""
+    def step(self, rate: float, accept: Callable[[float], bool] | None = None) -> Update:
+        """Update, or leave everything as it is if a gradient is not finite or `accept` refuses."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        update = self._step_replicated() if self._stage == 0 else self._step_partitioned()
+        update = self._step_partitioned(accept) if self._stage else self._step_replicated(accept)
         self.updates += update.applied
         return update
 
-    def _step_partitioned(self) -> Update:
+    def _step_partitioned(self, accept: Callable[[float], bool] | None) -> Update:
+        optimizer = self._engine.optimizer
         # With the single thread of `train.threads` 1 B parameters would take 2.5 s in host memory.
-        with threads(self._cores) if self._cores else nullcontext():
+        cores = threads(self._cores) if self._cores else nullcontext()
+        # Without `accept` the norm is not waited for before the update.
+        with cores, asked(self._base, lambda: accept is None or accept(float(optimizer._global_grad_norm))) as answers:
             self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        overflow = bool(getattr(self._engine.optimizer, "overflow", False))
-        value = float("nan") if norm is None else float(norm)
-        return Update(grad_norm=float("inf") if overflow else value, applied=not overflow)
+        overflow = bool(getattr(optimizer, "overflow", False))
+        value = float("inf") if overflow else float("nan") if norm is None else float(norm)
+        if accept is not None and not answers:
+            accept(value)
+        return Update(grad_norm=value, applied=not overflow and all(answers))
 
-    def _step_replicated(self) -> Update:
+    def _step_replicated(self, accept: Callable[[float], bool] | None) -> Update:
         """Compute and check the norm here, as DeepSpeed neither reports nor checks it in fp32 at stage 0."""
         for parameter in self.module.parameters() if self._alone else ():
             if parameter.requires_grad and parameter.grad is None:  # decays all the same, as with more ranks
                 parameter.grad = torch.zeros_like(parameter)
         limit = self._clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
-        applied = norm < float("inf")
+        applied = (accept is None or accept(norm)) and norm < float("inf")
         if not applied:
             # The optimizer skips parameters without a gradient.
             self._engine.zero_grad()

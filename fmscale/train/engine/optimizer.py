@@ -1,7 +1,8 @@
 """AdamW over two parameter groups: tensors with weight decay, and tensors without it."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,3 +84,23 @@ def set_step(optimizer: Any, masters: Iterable[torch.Tensor], step: int) -> None
     for master in masters:
         state = state_of(optimizer, master)
         state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
+
+
+@contextmanager
+def asked(optimizer: Any, accept: Callable[[], bool]) -> Iterator[list[bool]]:
+    """Ask `accept` at the first update of the optimizer inside, and leave out all of them if it refuses. Yields a list
+    that then has the answer: DeepSpeed updates group by group, after the norm of all gradients is known.
+    """
+    update = optimizer.step
+    answers: list[bool] = []
+
+    def step(*args: Any, **options: Any) -> Any:
+        if not answers:
+            answers.append(accept())
+        return update(*args, **options) if answers[0] else None
+
+    optimizer.step = step
+    try:
+        yield answers
+    finally:
+        del optimizer.step

@@ -19,7 +19,7 @@ class Update:
     grad_norm: float
     """Global gradient norm before clipping; not finite for a non-finite gradient."""
     applied: bool
-    """True if the weights changed; False for a non-finite gradient."""
+    """True if the weights changed; False for a non-finite gradient, or a step that was refused."""
 
 
 class Engine(Protocol):
@@ -48,8 +48,11 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, rate: float) -> Update:
-        """Clip, update at this learning rate, and clear the gradients. Masters and moments change only here."""
+    def step(self, rate: float, accept: Callable[[float], bool] | None = None) -> Update:
+        """Clip, update at this learning rate, and clear the gradients. Masters and moments change only here. `accept`
+        is called once, on all ranks, with the global norm before clipping (not finite for a non-finite gradient); if it
+        answers False, masters and moments stay as they are.
+        """
         ...
 
     def pieces(self, *, save: bool) -> list[Piece]:

@@ -19,7 +19,7 @@ from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind
 from fmscale.config.checks import problems_of
 from fmscale.config.model import InitModelConfig
 from fmscale.data.open import stored_bytes
-from fmscale.data.plan.order_log import replay
+from fmscale.data.plan.order_log import order_changes, replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
 from fmscale.data.views.token_view import TokenView
@@ -53,6 +53,7 @@ from fmscale.train.reference import with_reference
 from fmscale.train.resume import choose_resume, compare_recorded
 from fmscale.train.run_folder import check_folder, check_store
 from fmscale.train.schedule import learning_rate
+from fmscale.train.spikes import check_spike
 
 MANY_EPOCHS = 4
 """Passes up to which repeated tokens teach as much as new tokens (Muennighoff et al. 2023, arXiv 2305.16264)."""
@@ -94,6 +95,8 @@ class Preflight:
     advice: Advice = field(init=False)
     sources: list[SourceFacts] = field(default_factory=list)
     """The datasets; empty if the store was not reached."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Stages, bans and quarantines that the run has recorded since its first stage."""
     begins: str = ""
     """Step or checkpoint at which the run would begin; empty if the store was not reached."""
     problems: list[FmscaleError] = field(default_factory=list)
@@ -157,6 +160,7 @@ def check_run(
     length = checks.run(lambda: run_length(config, batch)) if batch else None
     checks.run(lambda: check_length(config))
     checks.run(lambda: check_hpz(config, world))
+    checks.run(lambda: check_spike(config))
     checks.run(lambda: check_folder(config))
     checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
@@ -168,6 +172,7 @@ def check_run(
     if recorded and sources:
         checks.ask(lambda: require_recorded(config.train.run, recorded, sources, config.data.sources))
         checks.notes.extend(_unread(config, recorded, sources))
+        checks.changes = order_changes(recorded)
         sources = list(recorded.stages[-1].sources)
     decoded = None
     if batch and backend and sources:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fmscale.data.plan.bans import Ban
-from fmscale.data.plan.order_log import OrderLog, replay
+from fmscale.data.plan.order_log import OrderLog, bans_of, replay
 from fmscale.data.plan.plan import Plan, Source, Stage
 from fmscale.data.views.token_view import make_view
 from fmscale.errors import ConfigError, Conflict, DataError, FormatError, LeaseLost
@@ -12,6 +12,8 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.log.lease import acquire
 from fmscale.store.log.log import RUN_KINDS, Log
+from fmscale.store.log.retirement import commit, retire
+from fmscale.store.log.retirement import replay as retirement
 from tests.data.synthetic import synthetic_view
 from tests.helpers.segments import documents, write_commit
 
@@ -180,3 +182,47 @@ def test_bans_survive_json() -> None:
     ban = Ban(source=1, rows=((0, 5), (7, 8)), from_k=9, samples=(1, 2), reason="x")
     plan = Plan([Stage(from_k=0, sources=(source("a", HALF), source("b", HALF)))], [ban])
     assert Ban.from_json(plan.bans[0].to_json()) == ban
+
+
+def test_a_step_back_bans_rows_and_retires_checkpoints_in_one_entry(memory_store: Backend) -> None:
+    """A kill behind this entry finds both, a kill before it neither."""
+    log = OrderLog(run_log(memory_store))
+    log.start([source("a", HALF), source("b", HALF)])
+    for step in (1, 2, 3):
+        commit(log.log, "checkpoint", {"step": step}, [f"{step}/"])
+    bans = bans_of(log.plan, range(20, 40), 20, "a spike")
+    assert [ban.source for ban in bans] == [0, 1]
+    facts = {"format_version": 1, "bans": [ban.to_json() for ban in bans]}
+    retire(log.log, [2, 3], lambda entry: [f"{entry.body['step']}/"], back=facts)
+    plan = replay(run_log(memory_store))
+    assert plan is not None
+    assert (plan.bans, plan.spikes, plan.log_head) == (tuple(bans), 1, 5)
+    state = retirement(run_log(memory_store))
+    assert list(state.live) == [1]
+    assert state.dead.touches("3/x")
+    before, after = log.plan.samples(K), plan.samples(K)
+    assert np.array_equal(before.row[:20], after.row[:20])
+    banned = set(zip(before.source[20:40].tolist(), before.row[20:40].tolist(), strict=True))
+    assert not banned & set(zip(after.source[20:].tolist(), after.row[20:].tolist(), strict=True))
+    assert np.array_equal(before.lane, after.lane)
+
+
+def test_a_skipped_step_is_skipped_until_its_samples_change(memory_store: Backend) -> None:
+    log = OrderLog(run_log(memory_store))
+    log.start([source("a")])
+    for first in (6, 12, 18):
+        log.log.append("skip", {"format_version": 1, "step": first // 6, "samples": [first, first + 6]})
+    assert log.refresh().skips == {range(6, 12), range(12, 18), range(18, 24)}
+    assert log.ban(0, [(3, 5)], 17).skips == {range(6, 12)}
+    assert (log.plan.spikes, log.plan.with_ban(log.plan.bans[0]).spikes) == (3, 3)
+
+
+def test_bans_of_samples_are_of_the_dataset_that_is_asked_for(memory_store: Backend) -> None:
+    log = OrderLog(run_log(memory_store))
+    log.start([source("a", HALF), source("b", HALF)])
+    [ban] = bans_of(log.plan, range(10), 50, "", "b")
+    samples = log.plan.samples(np.arange(10, dtype=np.uint64))
+    rows = {row for first, stop in ban.rows for row in range(first, stop)}
+    assert (ban.source, ban.from_k, rows) == (1, 50, set(samples.row[samples.source == 1].tolist()))
+    with pytest.raises(DataError, match="Datasets of the run: a, b"):
+        bans_of(log.plan, range(10), 50, "", "c")

@@ -10,7 +10,7 @@ import torch
 
 from fmscale.config import Config, OptimizerConfig
 from tests.helpers.ranks import run_ranks
-from tests.train.engines import ROWS, config_of, held, make_engine, rows_of, train
+from tests.train.engines import ROWS, T, config_of, held, make_engine, rows_of, train
 
 RATE = 1e-2
 ADAMW = OptimizerConfig(lr=1.0, betas=(0.5, 0.75), eps=1e-2, weight_decay=0.5, clip_norm=0.0)
@@ -42,6 +42,39 @@ def test_an_update_is_adamw_with_the_configs_numbers_and_decays_only_matrices(st
         kept = 1 - RATE * 0.5 if len(shape) > 1 else 1.0
         expected = kept * weight - RATE * gradient / (gradient.abs() + 1e-2)
         torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-7, msg=partial("{}: {}".format, name))
+
+
+def refused(rank: int, size: int, config: Config) -> Any:
+    """Norms that `accept` got and that the update has; the state before a refused step, behind it, behind that step
+    taken, and of another engine that took it at once.
+    """
+    engine = make_engine(config, rank, size)
+    norms: list[float] = []
+    states = [held(engine, save=True)]
+    first, stop = rank * ROWS // size, (rank + 1) * ROWS // size
+    engine.backward(engine.forward(rows_of(0, first, stop, ROWS // size)).sum / (ROWS * (T - 1)), last=True)
+    update = engine.step(RATE, lambda norm: bool(norms.append(norm)))
+    states.append(held(engine, save=True))
+    assert (update.applied, engine.updates) == (False, 0)
+    train(engine, rank, size, range(1))
+    states.append(held(engine, save=True))
+    other = make_engine(config, rank, size)
+    train(other, rank, size, range(1))
+    states.append(held(other, save=True))
+    return norms, update.grad_norm, [[entry[-1] for entry in state] for state in states]
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "fp32")])
+def test_a_refused_step_leaves_no_trace(stage: int, precision: str) -> None:
+    """All ranks are asked once, with the norm of all gradients."""
+    ranks = run_ranks(refused, 2, config_of(stage, precision), timeout=120)
+    assert len({tuple(norms) for norms, *_ in ranks}) == 1
+    for norms, norm, (before, behind, taken, other) in ranks:
+        assert norms == [norm]
+        assert norm > 0
+        torch.testing.assert_close(behind, before, rtol=0, atol=0)
+        torch.testing.assert_close(taken, other, rtol=0, atol=0)
+        assert not all(torch.equal(one, two) for one, two in zip(taken, before, strict=True))
 
 
 def alone(rank: int, size: int) -> tuple[Any, Any, int]:
