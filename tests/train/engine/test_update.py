@@ -53,7 +53,12 @@ def refused(rank: int, size: int, config: Config) -> Any:
     states = [held(engine, save=True)]
     first, stop = rank * ROWS // size, (rank + 1) * ROWS // size
     engine.backward(engine.forward(rows_of(0, first, stop, ROWS // size)).sum / (ROWS * (T - 1)), last=True)
-    update = engine.step(RATE, lambda norm: bool(norms.append(norm)))
+
+    def refuse(norm: float) -> bool:
+        norms.append(norm)
+        return False
+
+    update = engine.step(RATE, refuse)
     states.append(held(engine, save=True))
     assert (update.applied, engine.updates) == (False, 0)
     train(engine, rank, size, range(1))
