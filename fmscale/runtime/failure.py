@@ -60,7 +60,7 @@ class Whereabouts:
 
     def __setattr__(self, name: str, value: object) -> None:
         moves = name in ("phase", "step") and value != getattr(self, name)
-        if moves and name == "phase":
+        if moves and name == "phase" and "_since" in vars(self):
             now = time.monotonic()
             self.spent[self.phase] = self.spent.get(self.phase, 0.0) + now - self._since
             self._since = now

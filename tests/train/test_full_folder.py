@@ -88,7 +88,7 @@ def test_a_full_disk_costs_records_and_no_step_and_no_save(store: str, tmp_path:
     [(outcome, messages, saved)] = run_ranks(train_on, 1, str(path), place, "", timeout=120)
     assert (outcome["complete"], outcome["saved_step"]) == (True, 4)
     assert sorted(saved) == [3, 4]
-    for name, count in (("metrics.jsonl", 7), ("delivery/000001-rank00000.arrow", 2)):
+    for name, count in (("metrics.jsonl", 9), ("delivery/000001-rank00000.arrow", 2)):
         told = [message for message in messages if name in message]
         assert [message.split(name)[1] for message in told] == [
             " is not written: No space left on device. The run goes on; what can be is written later.",

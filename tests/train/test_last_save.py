@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def train_until_step_3_is_saved(
     rank: int, size: int, path: str, overrides: tuple[str, ...], skipping: int | None
 ) -> dict[str, Any]:
-    """A run with a stop during its save of step 3. Rank `skipping` has a free snapshot only after a wait."""
+    """A run with a stop during step 3, after which it saves. Rank `skipping` has a free snapshot only after a wait."""
     from fmscale.checkpoint.saver import Saver
+    from fmscale.train.step import train_step
 
-    free_slot, save = Saver._free_slot, Saver.save
+    free_slot, steps = Saver._free_slot, count()
 
-    def saved(self: Saver, step: int, *args: Any, **options: Any) -> None:
-        save(self, step, *args, **options)
-        if step == 3:
+    def stepped(*args: Any, **options: Any) -> Any:
+        if options["rate"] and next(steps) == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
+        return train_step(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Saver, "save", saved)
+        patch.setattr("fmscale.train.loop.train_step", stepped)
         if rank == skipping:
             patch.setattr(Saver, "_free_slot", lambda self, wait: free_slot(self, wait) if wait else None)
         return train_here(rank, size, path, overrides)

@@ -69,7 +69,7 @@ def test_a_checkpoint_of_an_earlier_version_says_its_tokens_by_its_samples() -> 
 
 
 def stopped(rank: int, size: int, path: str, overrides: tuple[str, ...], at: int) -> dict[str, Any]:
-    """Train as this rank until a stop signal after step `at`."""
+    """Train as this rank until a stop signal, which comes after step `at` when the facts of the next step are sent."""
     from fmscale.train.run import run_training
 
     def show(record: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def test_a_run_stopped_on_one_rank_and_resumed_on_two_trains_all_its_tokens(tmp_
     path = write_config(tmp_path, make_corpus(tmp_path))
     batch = ("batch={micro_batch: 3, accumulation: 2}", "train.steps=null", f"train.tokens={12 * 6 * T}")
     schedule = "schedule={kind: wsd, warmup_steps: 3, decay_fraction: 0.5, final_fraction: 0}"
-    [first] = run_ranks(stopped, 1, str(path), (*batch, schedule), 4, timeout=120)
+    [first] = run_ranks(stopped, 1, str(path), (*batch, schedule), 3, timeout=120)
     assert (first["last_step"], first["stop"]) == (4, "SIGUSR1")
     planned = check_run(load_config(path, (*batch, schedule)), 2)
     assert (planned.forecast.steps, planned.forecast.tokens) == (4 + 4, 12 * 6 * T)
