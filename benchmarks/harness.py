@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmscale.runtime.provenance import machine
+from fmscale.runtime.provenance import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -129,7 +129,7 @@ def write_results(
         "name": name,
         "quick": quick,
         "commit": commit.stdout.strip(),
-        "machine": machine(),
+        "machine": this_machine(),
         # in the environment that the feeds run in
         "versions": run_json([peers or peer_python(), "-m", "benchmarks.versions", *packages], timeout=60),
         "claims": [asdict(claim) for claim in claims],

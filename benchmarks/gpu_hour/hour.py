@@ -16,7 +16,7 @@ from benchmarks.gpu_hour.jobs import Job, Outcome, run_jobs
 from benchmarks.gpu_hour.journal import FORMAT, FORMAT_VERSION, Journal
 from benchmarks.gpu_hour.source import identity
 from benchmarks.gpu_hour.steps import Setting, Step, chosen, steps
-from fmscale.runtime.provenance import machine
+from fmscale.runtime.provenance import this_machine
 
 INSTALL_SECONDS = 120.0
 CLOSING_SECONDS = 4.0
@@ -63,7 +63,7 @@ def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
     began = time.monotonic()
     journal.record(
         "begin", format=FORMAT, format_version=FORMAT_VERSION, mode=asked.mode, dry_run=asked.dry,
-        seconds=asked.seconds, steps=[step.name for step in planned], machine=machine(), time=time.time(),
+        seconds=asked.seconds, steps=[step.name for step in planned], machine=this_machine(), time=time.time(),
         **identity(),
     )  # fmt: skip
     good, reason = True, ""

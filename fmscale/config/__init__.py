@@ -2,7 +2,7 @@
 
 `schema.py`      the whole config, and its plain values or YAML
 `store.py`, `data.py`, `batch.py`, `model.py`, `adapter.py`, `objective.py`, `train.py`,
-`checkpoint.py`, `metrics.py`, `launch.py`  the sections
+`spike.py`, `checkpoint.py`, `metrics.py`, `launch.py`  the sections
 `spec.py`        specs, which make samples of records
 `kinds.py`       the key `kind`, and classes of the user's own
 `checks.py`      refusal of a field's value, and of several

@@ -14,7 +14,7 @@ from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import expected_samples
 from fmscale.errors import DataError
 from fmscale.quickstart.heldout import Bits
-from fmscale.runtime.provenance import gpus, machine, source, versions
+from fmscale.runtime.provenance import gpus, source, this_machine, versions
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.log import RUN_KINDS, Log
@@ -94,7 +94,7 @@ def build_report(
         "corpus": corpus,
         "documents": [asdict(document) for document in documents],
         "completions": list(completions),
-        "machine": {**machine(), "gpus": gpus()},
+        "machine": {**this_machine(), "gpus": gpus()},
         "versions": versions(PACKAGES),
         "source": source(),
     }

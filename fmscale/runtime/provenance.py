@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).parents[2]
 """The folder of this package: a checkout, which has .git, or site-packages."""
 
 
-def machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     """The machine that computes, without its GPUs."""
     return {
         "platform": f"{platform.system()} {platform.machine()}",

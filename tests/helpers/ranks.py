@@ -192,8 +192,9 @@ def _serve(pipe: Connection, stacks: str) -> None:
         except EOFError:
             return
         try:
-            if generation != joined:
-                _join(number, size, generation, port, timeout)
+            # A call may have left the group, as a run does at its end.
+            if generation != joined or not _in_group():
+                _join(number, size, f"generation{generation}/{call}", port, timeout)
                 joined = generation
             # a prefix for this call's keys in the store that all calls share
             os.environ["TORCHELASTIC_RESTART_COUNT"] = str(call)
@@ -206,7 +207,13 @@ def _serve(pipe: Connection, stacks: str) -> None:
         pipe.send(answer)
 
 
-def _join(number: int, size: int, generation: int, port: int, timeout: float) -> None:
+def _in_group() -> bool:
+    from torch import distributed
+
+    return distributed.is_initialized()
+
+
+def _join(number: int, size: int, prefix: str, port: int, timeout: float) -> None:
     from torch import distributed
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -230,7 +237,7 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
     store = TCPStore(LOOPBACK, port, is_master=False)
     distributed.init_process_group(
         "gloo",
-        store=PrefixStore(f"generation{generation}", store),
+        store=PrefixStore(prefix, store),
         rank=number,
         world_size=size,
         timeout=timedelta(seconds=timeout),

@@ -6,11 +6,11 @@ import platform
 import subprocess
 from pathlib import Path
 
-from fmscale.runtime.provenance import machine, source, versions
+from fmscale.runtime.provenance import source, this_machine, versions
 
 
 def test_a_machine_and_versions_are_told_and_what_is_not_installed_is_left_out() -> None:
-    found = machine()
+    found = this_machine()
     assert found["cores"] == len(os.sched_getaffinity(0))
     assert found["memory_bytes"] > 2**28
     assert platform.system() in found["platform"]

@@ -28,7 +28,7 @@ from fmscale.quickstart.life.problems import (
     tokenizer_json,
 )
 from fmscale.quickstart.training import program
-from fmscale.runtime.provenance import machine
+from fmscale.runtime.provenance import this_machine
 from fmscale.runtime.sinks.jsonl import read_jsonl
 
 Report = dict[str, Any]
@@ -73,7 +73,7 @@ def run_life(folder: Path, tell: Callable[[str], None], *, tested: int = TESTED,
         "accuracy": {run: {way: cell["metric"] for way, cell in ways.items()} for run, ways in cells.items()},
         "samples": _samples(cells, list(problems(3, min(tested, SHOWN)))),
         "commands": tour.commands,
-        "machine": machine(),
+        "machine": this_machine(),
         "wall_seconds": time.monotonic() - began,
         "cpu_seconds": _cpu_seconds() - busy,
     }

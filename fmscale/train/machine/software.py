@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 
@@ -16,7 +17,7 @@ PROGRAM = '#include <Python.h>\n#include <omp.h>\nextern "C" int threads() { ret
 
 def software_findings(cache: Path) -> list[Finding]:
     """All findings of this file; `cache` keeps the result of the kernels' self-test."""
-    return [*gpus(), communication(), *kernels(cache), compiler(), cpu_adam(), mpi()]
+    return [*gpus(), communication(), *check_kernels(cache), compiler(), cpu_adam(), mpi()]
 
 
 def gpus() -> list[Finding]:
@@ -36,9 +37,10 @@ def gpus() -> list[Finding]:
     for number in range(count):
         free, total = torch.cuda.mem_get_info(number)
         text = f"{torch.cuda.get_device_name(number)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-        busy = free < 0.9 * total
-        remedy = "Another process has memory there: nvidia-smi shows it." if busy else ""
-        rows.append(Finding(name=f"GPU {number}", status="warn" if busy else "ok", found=text, remedy=remedy))
+        row = Finding(name=f"GPU {number}", status="ok", found=text)
+        if free < 0.9 * total:
+            row = replace(row, status="warn", remedy="Another process has memory there: nvidia-smi shows it.")
+        rows.append(row)
     return rows
 
 
@@ -56,7 +58,7 @@ def communication() -> Finding:
     return Finding(name="communication", status="ok", found=found)
 
 
-def kernels(cache: Path) -> list[Finding]:
+def check_kernels(cache: Path) -> list[Finding]:
     """Each Triton kernel against its eager form, once for these versions and this GPU."""
     import torch
 

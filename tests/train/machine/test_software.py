@@ -32,7 +32,7 @@ def test_a_wrong_kernel_fails(error: float | str, status: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_the_kernels_are_told_to_be_skipped(tmp_path: Path) -> None:
-    (found,) = software.kernels(tmp_path / "kernels.json")
+    (found,) = software.check_kernels(tmp_path / "kernels.json")
     assert found.status == "skip"
     assert "interpreter" in found.found
     assert not list(tmp_path.iterdir())

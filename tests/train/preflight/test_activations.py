@@ -69,10 +69,10 @@ def test_a_forward_saves_what_the_plan_says(config: ModelConfig, dtype: Any) -> 
 
 def test_recompute_keeps_the_inputs_of_blocks_and_one_block() -> None:
     config, tokens = model("70b"), 8192
-    full = activation_bytes(config, VOCAB, tokens, TrainConfig(recompute="full"))
+    full = activation_bytes(config, VOCAB, tokens, TrainConfig(precision="bf16", recompute="full"))
     inputs = 80 * tokens * 8192 * 2
     head = tokens * 2 * 8192 * 2 + VOCAB * 8192 * 2 + CHUNK
     assert full - inputs == pytest.approx(head, rel=0.01)
-    longer = activation_bytes(config, VOCAB, 4 * tokens, TrainConfig(recompute="full"))
+    longer = activation_bytes(config, VOCAB, 4 * tokens, TrainConfig(precision="bf16", recompute="full"))
     block = 2 * (4 * 8192 + 2 * 8192 + 2 * 1024 + 3 * 28_672) * 4 * tokens
     assert longer - 4 * inputs == pytest.approx(block, rel=0.01)

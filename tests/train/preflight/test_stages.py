@@ -153,7 +153,11 @@ LLAMA = RunSize(trained=70_000_000_000, largest=10**9, world=512, local_size=8, 
 
 def needs_of(stage: int, size: RunSize = LLAMA, **settings: Any) -> StageNeeds:
     offload: dict[str, Any] = {"offload_optimizer": {}} if settings.pop("offload", False) else {}
-    return stage_needs(size, TrainConfig(**settings.pop("train", {})), {**GPU, "stage": stage, **offload, **settings})
+    return stage_needs(
+        size,
+        TrainConfig(**{"precision": "bf16", **settings.pop("train", {})}),
+        {**GPU, "stage": stage, **offload, **settings},
+    )
 
 
 def test_traffic_of_a_step_follows_the_stage_and_the_accumulation() -> None:
