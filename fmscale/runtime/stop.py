@@ -12,7 +12,7 @@ from enum import IntEnum
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-HEARD = b"\nSIGINT: saves and ends after this step; once more ends without\n"
+HEARD = b"\nSIGINT: saves and ends after this step or the next; once more ends without\n"
 
 
 class Stop(IntEnum):
