@@ -31,7 +31,7 @@ data: {{sequence_length: 256, memory_bytes: 67108864, sources: [{{dataset: code}
 model: {{num_layers: 4, dim: 256, num_heads: 4, num_kv_heads: 2, max_seq_len: 256, vocab_size: 4096}}
 batch: {{global_batch: 16, micro_batch: 8}}
 train: {{run: bench, folder: {folder}, steps: 1000000, zero_stage: 2, log_every: 10}}
-schedule: {{kind: constant}}
+schedule: {{kind: constant, warmup_steps: 0}}
 checkpoint: {{every: null}}
 """
 """4.2 M parameters, as the quickstart's."""
