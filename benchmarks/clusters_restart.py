@@ -1,5 +1,7 @@
 """R1.restart: a run is killed with SIGKILL and started again; seconds from the start command to the end of its next
 step, by parts. The parts are those of rank 0's `first_step` event; `launcher` is the time before rank 0's process.
+
+    python -m benchmarks.clusters_restart [--quick]
 """
 
 import json
@@ -122,3 +124,8 @@ def restart_claims(*, quick: bool) -> list[Claim]:
                 )
             )
     return claims
+
+
+if __name__ == "__main__":
+    for claim in restart_claims(quick="--quick" in sys.argv):
+        print(claim.id, f"{claim.ours:.2f} s", claim.what)

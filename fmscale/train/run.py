@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -86,7 +87,7 @@ def run_training(
     if world.notice:
         logger.warning(world.notice)
     where, folder = Whereabouts(watch=None if world.rank else phase), run_folder(config)
-    where.spent["imports"] = where.began - psutil.Process().create_time()
+    where.spent["imports"] = _age()
     with recorded(folder, world, where), ExitStack() as stack:
         session = replace(meet(config, world, where, stack), tiers=tiers)
         # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
@@ -140,6 +141,12 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
             "from the newest checkpoint.",
         )
     return outcome
+
+
+def _age() -> float:
+    """Seconds since this process began. Both of psutil's times have the boot time in whole seconds, which cancels."""
+    began: float = psutil.Process().create_time() - psutil.boot_time()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
 
 
 def _state_bytes(config: Config, module: nn.Module, batch: BatchShape, device: str) -> int:
