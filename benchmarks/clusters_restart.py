@@ -72,7 +72,8 @@ def _until(found: Callable[[], Any], process: "subprocess.Popen[bytes]") -> Any:
 
 def _start(config: Path, ranks: int, log: Path) -> "subprocess.Popen[bytes]":
     verb = ["train", str(config)] if ranks == 1 else ["launch", str(config), "--procs-per-node", str(ranks)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Bytecode is kept, as in an install; images of Python prevent it, and each start would compile our sources.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
     with log.open("wb") as out:
         return subprocess.Popen([program(), *verb], stdout=out, stderr=out, env=environment, start_new_session=True)
 

@@ -75,7 +75,11 @@ def supervise(
         for end in [*faults, seconds]:
             starts += 1
             process = subprocess.Popen(
-                command, stdout=out, stderr=out, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                command,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""},
             )
             try:
                 process.wait(max(0.0, began + end - time.time()))

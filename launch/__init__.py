@@ -1,11 +1,12 @@
-"""Starts a run's ranks: by torchrun, deepspeed, srun, sbatch or mpirun, on one node or many.
+"""Starts a run's ranks: by itself on one node, and by torchrun, deepspeed, srun, sbatch or mpirun on many.
 
 - `launch.py`  the request, the `Launch` (one command and its environment), and a port where ranks can meet
 - `hostfile.py`  hosts and their slots
 - `programs.py`  paths of the programs of a launch, and the packages that have them
 - `environment.py`  variables that every rank gets
-- `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each launcher
+- `local.py`, `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each launcher
 - `launchers.py`  launchers by name
+- `agent.py`  parent of the ranks that `local` starts
 - `sweep.py`  runs over values of config keys
 - `rendezvous.py`  the meeting of torchrun's agents
 - `signals.py`  signals to ranks, and the end of a tree of processes

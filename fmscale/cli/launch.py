@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from fmscale.launch.sweep import Element
 
 
-Launcher = StrEnum("Launcher", ["torchrun", "deepspeed", "srun", "sbatch", "mpirun"])
+Launcher = StrEnum("Launcher", ["local", "torchrun", "deepspeed", "srun", "sbatch", "mpirun"])
+GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
+"""Devices of NVIDIA, AMD, and of GPUs under WSL."""
 app = typer.Typer()
 
 
@@ -38,7 +40,8 @@ def launch(
     config: ConfigArgument,
     overrides: Overrides = None,
     with_: Annotated[
-        Launcher | None, typer.Option("--with", help="The launcher. Default: launch.launcher of the config.")
+        Launcher | None,
+        typer.Option("--with", help="The launcher. Default: the config's, or local, or torchrun on several nodes."),
     ] = None,
     nodes: Annotated[
         int | None, typer.Option(min=1, help="Nodes. Default: the config's, all of the hostfile, or 1.")
@@ -108,19 +111,20 @@ def launch(
     command = (program, "train", config, *(overrides or ()))
     request = _request(settings, (program, "doctor", "--nodes") if doctor else command)
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
-    _refuse_mixture(request, settings.launcher, elements, doctor)
+    launcher = settings.launcher or ("torchrun" if request.nodes > 1 or request.hosts else "local")
+    _refuse_mixture(request, launcher, elements, doctor)
     # A wrong batch is refused here, before every rank would refuse it after a wait in the queue.
     runs = [load_config(config, (*(overrides or ()), *element.overrides)) for element in elements] or [loaded]
     for run in runs:
         derive_batch(run.batch, request.ranks, place=run.place("batch"))
-    if settings.launcher == "sbatch" or not elements:
+    if launcher == "sbatch" or not elements:
         requests = [replace(request, elements=tuple(element.overrides for element in elements))]
     else:
         requests = [replace(request, command=(*command, *element.overrides)) for element in elements]
     status = 0
     for one, run in zip(requests, runs, strict=False):
         place = folder / ("doctor" if doctor else run.train.run)
-        start = LAUNCHERS[settings.launcher](replace(one, logs=place / "logs"))
+        start = LAUNCHERS[launcher](replace(one, logs=place / "logs"))
         if dry_run:
             say_lines(start.as_shell())
             continue
@@ -199,9 +203,12 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
         if settings.launcher in ("srun", "sbatch"):
             remedy = "Give --procs-per-node, or launch.procs_per_node: as many as a node has GPUs."
             raise ConfigError(f"{settings.launcher} must be told how many ranks run on a node", remedy=remedy)
-        from torch import cuda
+        procs = 1
+        # The import of torch takes 2 s; without one of these devices torch finds no GPU.
+        if any(any(Path("/dev").glob(pattern)) for pattern in GPU_DEVICES):
+            from torch import cuda
 
-        procs = max(1, cuda.device_count())
+            procs = max(1, cuda.device_count())
     return replace(request, nodes=nodes or 1, procs_per_node=procs)
 
 

@@ -1,5 +1,6 @@
 """`fmscale train`: trains a run from its config, as a single process or as a rank of a launcher."""
 
+import gc
 from typing import Annotated
 
 import typer
@@ -36,11 +37,14 @@ def train(
 
     loaded, world = load_config(config, overrides or ()), read_world()
     screen = RunScreen(loaded, world)
+    gc.disable()  # collections among the millions of objects of imports take 0.3 of 3.5 s
     if world.rank == 0:
         screen.announce()
         screen.phase("loading the libraries")
     from fmscale.train.run import run_training
 
+    gc.freeze()
+    gc.enable()
     outcome = run_training(loaded, show=screen.step, event=screen.event, phase=screen.phase)
     if world.rank == 0:
         screen.end(outcome.last_step, outcome.stop.name if outcome.stop else "")

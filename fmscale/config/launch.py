@@ -10,8 +10,8 @@ from fmscale.config.checks import InvalidField, at_least
 class LaunchConfig:
     """Launcher, nodes and ranks. `fmscale train` ignores this section: ranks read their launcher's variables."""
 
-    launcher: Literal["torchrun", "deepspeed", "srun", "sbatch", "mpirun"] = "torchrun"
-    """Program that starts the ranks."""
+    launcher: Literal["local", "torchrun", "deepspeed", "srun", "sbatch", "mpirun"] | None = None
+    """Program that starts the ranks; null takes local, fmscale's own, on one node, and torchrun on several."""
     nodes: int | None = None
     """Nodes; null takes all of the hostfile, or 1."""
     procs_per_node: int | None = None

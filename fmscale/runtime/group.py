@@ -66,7 +66,7 @@ def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = No
         else:
             if not world.on_one_node:
                 warn_of_loopback(host)
-            store = serve_store(host, port, deadline)
+            store = serve_store(host, port, deadline, meeting=world.meeting)
     return PrefixStore(f"fmscale/{world.attempt}", store)
 
 

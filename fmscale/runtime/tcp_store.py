@@ -5,6 +5,7 @@ TCPStore by itself listens on all interfaces, whatever host it is given, and tru
 
 import ipaddress
 import logging
+import os
 import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -21,15 +22,22 @@ BACKLOG = 4096
 """Connections that may wait to be accepted: all ranks dial at once."""
 
 
-def serve_store(host: str, port: int, deadline: float, *, clients: int | None = None) -> "TCPStore":
+def serve_store(
+    host: str, port: int, deadline: float, *, clients: int | None = None, meeting: int | None = None
+) -> "TCPStore":
     """A store that listens only at the address of `host` on this node; port 0 takes a free port.
 
     `deadline`: seconds that a request waits. With `clients` the call waits for that many processes, its own included.
+    `meeting` is a socket that is bound to the port already; a later call may take it again.
     Raises ConfigError if the address is not of this node, or the port is taken.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-    listener = _listen(host, port)
+    if meeting is None:
+        listener = _listen(host, port)
+    else:
+        listener = socket.socket(fileno=os.dup(meeting))
+        listener.listen(BACKLOG)
     try:
         return TCPStore(
             host,

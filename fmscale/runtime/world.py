@@ -1,8 +1,8 @@
 """Place of this process among the run's processes, read from its launcher's variables.
 
-torchrun and deepspeed (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*), srun (SLURM_* of
-a step), or no launcher. Incomplete or contradictory variables are refused: a wrong guess would show hours later as a
-hang, or as ranks that all train the same samples.
+torchrun, deepspeed and our own agent (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*),
+srun (SLURM_* of a step), or no launcher. Incomplete or contradictory variables are refused: a wrong guess would show
+hours later as a hang, or as ranks that all train the same samples.
 """
 
 import os
@@ -36,6 +36,8 @@ class World:
     """Host and port of the meeting point; None for a single process, and if the ranks choose a port over MPI."""
     hosted: bool = False
     """True if the launcher itself (torchrun's agent) serves that port, and rank 0 only connects."""
+    meeting: int | None = None
+    """File descriptor of a socket bound to that port, which rank 0 has from the launcher `local`."""
     attempt: int = 0
     """Number of restarts by the launcher."""
     notice: str = ""
@@ -73,6 +75,8 @@ OPEN_MPI = _Family(
 )
 MPICH = _Family("MPICH's mpirun", "mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 SRUN = _Family("srun", "srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+MEETING = "FMSCALE_MEETING"
+"""Set for every rank by the launcher `local`: the number of rank 0's socket, and nothing for the others."""
 UNSET_ALL = "Unset them to run alone, or start through the launcher."
 
 
@@ -86,7 +90,7 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
     names = {"LOCAL_SIZE": "LOCAL_WORLD_SIZE", "CROSS_RANK": "GROUP_RANK"}
     environ = {**{names[name]: environ[name] for name in names if name in environ}, **environ}
     torch = _read(TORCHRUN, environ, TORCHRUN.variables[:3])
-    if torch and ("TORCHELASTIC_RUN_ID" in environ or "CROSS_SIZE" in environ):
+    if torch and any(sign in environ for sign in ("TORCHELASTIC_RUN_ID", "CROSS_SIZE", MEETING)):
         return _finish(torch, environ)
     open_mpi = _read(OPEN_MPI, environ, OPEN_MPI.variables)
     in_step = SRUN.world_size in environ
@@ -168,6 +172,7 @@ def _finish(world: World, environ: Mapping[str, str]) -> World:
         world,
         master=master,
         hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        meeting=_integer(environ, MEETING) if environ.get(MEETING) else None,
         attempt=_integer(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
     )
 

@@ -26,6 +26,8 @@ def main(launcher: str, procs: int, folder: Path, port: int, tasks: list[str]) -
         master_port=port or None,
         environment=rank_environment({"EXTRA": "a b"}),
     )
+    if tasks and tasks[0].startswith("restarts="):
+        request = replace(request, arguments=(f"--max-{tasks[0]}",))
     if tasks and tasks[0].startswith("hostfile="):
         path = Path(tasks[0].partition("=")[2])
         hosts, procs = choose_hosts(read_hostfile(path), None, procs, path)

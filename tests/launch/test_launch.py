@@ -35,8 +35,20 @@ def port() -> str:
     return str(free_ports(1)[0])
 
 
+def test_one_node_needs_no_launcher_but_our_own(launch: DryRun, port: str) -> None:
+    words = ("--procs-per-node", "2", "--argument=--max-restarts=3")
+    assert launch(*words) == [
+        "# local: 1 node, 2 ranks",
+        *EXPORTS,
+        f"{sys.executable} -m fmscale.launch.agent --ranks 2 --port 0 --max-restarts=3 -- {RANK}",
+    ]
+    assert f"--port {port} " in launch(*words, "--master-port", port)[-1]
+    assert "--max-restarts=3" in "\n".join(launch("--procs-per-node", "2", "--argument=--tee=3", status=2))
+    assert "this node alone" in "\n".join(launch("--with", "local", "--nodes", "2", status=2))
+
+
 def test_torchrun_on_one_node_finds_its_own_port(launch: DryRun) -> None:
-    assert launch("--procs-per-node", "2") == [
+    assert launch("--with", "torchrun", "--procs-per-node", "2") == [
         "# torchrun: 1 node, 2 ranks",
         *EXPORTS,
         f"{BESIDE}/torchrun --rdzv-backend fmscale --nnodes 1 --rdzv-endpoint 127.0.0.1:0 "
@@ -59,7 +71,7 @@ def test_an_install_that_torchrun_does_not_find_our_rendezvous_in_is_refused(
     launch: DryRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.distributions", lambda name: [])
-    text = "\n".join(launch("--procs-per-node", "2", status=2))
+    text = "\n".join(launch("--with", "torchrun", "--procs-per-node", "2", status=2))
     assert "this install is older than its code" in text
     assert "pip install -e ." in text
 
@@ -183,7 +195,7 @@ def test_the_older_name_of_a_setting_counts(launch: DryRun, tmp_path: Path, monk
         ("--with srun --hostfile hosts", "srun takes no hostfile"),
         ("--with sbatch --hostfile hosts", "sbatch takes no hostfile"),
         ("--with sbatch --script nowhere", "no such batch script"),
-        ("--argument=--standalone", "agents meet by the rendezvous of fmscale"),
+        ("--with=torchrun --argument=--standalone", "agents meet by the rendezvous of fmscale"),
         ("--with srun --master-addr node-1", "needs both --master-addr and --master-port"),
         ("--procs-per-node 3", "run.yaml:3: batch: the batch does not come out"),
         ("train.nope=1", "unknown key in train"),
@@ -210,7 +222,7 @@ def test_a_port_in_use_is_refused_with_one_that_is_free(launch: DryRun) -> None:
         text = "\n".join(launch("--procs-per-node", "1", "--master-port", str(taken), status=2))
         assert f"127.0.0.1:{taken}" in text
         free = text.split("--master-port ")[1].rstrip(".")
-        assert f" 127.0.0.1:{free} " in launch("--procs-per-node", "1", "--master-port", free)[-1]
+        assert f"--port {free} " in launch("--procs-per-node", "1", "--master-port", free)[-1]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +262,7 @@ def test_what_the_documentation_says_would_start(launch: DryRun, tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "ranks", "first", "last"),
     [
-        ("node", "1 node, 8 ranks", "/torchrun --rdzv-backend fmscale", "run.yaml train.steps=2"),
+        ("node", "1 node, 8 ranks", " -m fmscale.launch.agent", "run.yaml train.steps=2"),
         ("slurm", "4 nodes, 8 ranks on each", "/sbatch --nodes=4", "train.sbatch run.yaml train.steps=2"),
         ("hosts", "2 nodes, 4 ranks on each", "/deepspeed --hostfile hosts", "run.yaml train.steps=2"),
     ],

@@ -26,7 +26,7 @@ SECONDS = 60.0
 
 
 def command(launcher: str, folder: Path, *tasks: str, procs: int = 2) -> list[str]:
-    port = "0" if launcher in ("torchrun", "srun") else str(free_ports(1)[0])
+    port = "0" if launcher in ("local", "torchrun", "srun") else str(free_ports(1)[0])
     return [sys.executable, str(STARTER), launcher, str(procs), str(folder), port, *tasks]
 
 
@@ -85,7 +85,8 @@ def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
 @pytest.mark.parametrize(
     "launcher",
     [
-        "torchrun",
+        "local",
+        pytest.param("torchrun", marks=pytest.mark.slow),
         pytest.param("mpirun", marks=pytest.mark.mpi),
         pytest.param("deepspeed", marks=pytest.mark.slow),
     ],
@@ -120,6 +121,7 @@ def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, 
 @pytest.mark.parametrize(
     ("launcher", "name"),
     [
+        ("local", "SIGTERM"),
         pytest.param("torchrun", "SIGTERM", marks=pytest.mark.slow),
         pytest.param("mpirun", "SIGINT", marks=pytest.mark.mpi),
         pytest.param("mpirun", "SIGHUP", marks=pytest.mark.mpi),
@@ -181,9 +183,27 @@ def assert_stops(process: "subprocess.Popen[str]", folder: Path, reason: str) ->
     assert (status, [seen(folder, rank)["stop"] for rank in range(2)]) == (0, [reason] * 2), out
 
 
+def test_a_killed_rank_is_named_and_the_ranks_start_again_as_often_as_told(tmp_path: Path) -> None:
+    process = start(*command("local", tmp_path, "restarts=1", "wait"))
+    for attempt in range(2):
+        wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+        for rank in range(2):
+            (tmp_path / f"ready-{rank}").unlink()
+        below = psutil.Process(process.pid).children(recursive=True)
+        [second] = [one for one in below if one.environ().get("RANK") == "1"]
+        assert second.environ()["TORCHELASTIC_RESTART_COUNT"] == str(attempt)
+        second.kill()
+    status, out = finish(process)
+    assert status == 128 + signal.SIGKILL
+    assert out.count("was ended by signal 9 (SIGKILL)") == 2
+    assert out.count("the ranks start again, 1 of 1") == 1
+    assert f"rank 1 (process {second.pid}) was ended" in out
+    assert seen(tmp_path, 0)["stop"] == "SIGTERM"
+
+
 @pytest.mark.slow
 def test_a_stop_that_comes_before_the_ranks_listen_is_repeated(tmp_path: Path) -> None:
-    process = start(*command("torchrun", tmp_path, "wait"))
+    process = start(*command("local", tmp_path, "wait"))
     launcher = psutil.Process(process.pid)
     deadline = time.monotonic() + SECONDS
     while not any("rank.py" in " ".join(one.cmdline()[:2]) for one in launcher.children(recursive=True)):
@@ -223,7 +243,7 @@ def test_ranks_that_do_not_want_to_stop_are_killed_in_the_end(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "launcher",
-    [pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
+    ["local", pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
 )
 def test_the_first_failure_is_shown_last_and_the_status_is_not_0(launcher: str, tmp_path: Path) -> None:
     (tmp_path / "error.json").write_text("of an attempt before")
@@ -237,10 +257,13 @@ def test_the_first_failure_is_shown_last_and_the_status_is_not_0(launcher: str, 
 
 
 @pytest.mark.slow
-def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(tmp_path: Path) -> None:
-    process = start(*command("torchrun", tmp_path, "wait"))
+@pytest.mark.parametrize(("launcher", "program"), [("local", "launch.agent"), ("torchrun", "torchrun")])
+def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(
+    launcher: str, program: str, tmp_path: Path
+) -> None:
+    process = start(*command(launcher, tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
-    agent = next(one for one in psutil.Process(process.pid).children() if "torchrun" in one.cmdline()[1])
+    agent = next(one for one in psutil.Process(process.pid).children() if program in " ".join(one.cmdline()[:3]))
     ranks = agent.children()
     for one in (agent, *ranks):
         one.kill()
@@ -249,9 +272,9 @@ def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(
     assert f"No rank wrote {tmp_path}/error.json" in out
 
 
-@pytest.mark.slow
-def test_ranks_do_not_outlive_a_killed_launch(tmp_path: Path) -> None:
-    process = start(*command("torchrun", tmp_path, "wait"))
+@pytest.mark.parametrize("launcher", ["local", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_ranks_do_not_outlive_a_killed_launch(launcher: str, tmp_path: Path) -> None:
+    process = start(*command(launcher, tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "wait" in one.cmdline()]
     assert len(ranks) >= 2

@@ -40,6 +40,16 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
 }
 MPICH = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
+AGENT = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RESTART_COUNT": "1",
+}
 SRUN = {
     "SLURM_JOB_ID": "71",
     "SLURM_STEP_ID": "2",
@@ -71,6 +81,15 @@ PLACE: dict[str, Any] = {
             World(**PLACE, launcher="torchrun", master=("gpu1", 29500), hosted=True, attempt=2),
         ),
         (DEEPSPEED, World(**PLACE, launcher="torchrun", master=("gpu1", 29500))),
+        # our own agent, in a job of Slurm
+        (
+            SRUN | AGENT | {"FMSCALE_MEETING": "4"},
+            World(local_size=2, world_size=2, launcher="torchrun", master=("127.0.0.1", 29500), meeting=4, attempt=1),
+        ),
+        (
+            AGENT | {"FMSCALE_MEETING": ""},
+            World(local_size=2, world_size=2, launcher="torchrun", master=("127.0.0.1", 29500), attempt=1),
+        ),
         (OPEN_MPI, World(**PLACE, launcher="mpirun")),
         (OPEN_MPI | MASTER, World(**PLACE, launcher="mpirun", master=("head", 4000))),
         (MPICH, World(**PLACE, launcher="mpirun")),

@@ -1,0 +1,115 @@
+"""The agent of the launcher `local`: starts the ranks of a run on this node, waits for them, and ends all if one fails.
+
+    python -m fmscale.launch.agent --ranks N --port P [--max-restarts R] -- COMMAND ...
+
+Ranks get torchrun's variables, and rank 0 a socket that is bound to the port where they meet: no other process can take
+that port between the choice and the meeting. The agent imports the standard library alone.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+LOOPBACK = "127.0.0.1"
+SAVE_SECONDS = 300.0
+"""Time for ranks to save after SIGTERM, before SIGKILL."""
+TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+
+
+def run(command: Sequence[str], ranks: int, port: int, restarts: int) -> int:
+    """Start `ranks` processes of `command`, again up to `restarts` times after a failure; return the first failed
+    rank's status (128 + N if signal N ended it), or 0. SIGTERM, SIGINT and SIGHUP tell the ranks to end, for good.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *TOLD})
+    for attempt in range(restarts + 1):
+        status, told = _attempt(command, ranks, port, attempt, mask)
+        if not status or told:
+            break
+        if attempt < restarts:
+            _say(f"the ranks start again, {attempt + 1} of {restarts}")
+    return status
+
+
+def _attempt(command: Sequence[str], ranks: int, port: int, attempt: int, mask: Iterable[int]) -> tuple[int, bool]:
+    """Run the ranks once; the status, and True if this process was told to end."""
+    # Bound, and not yet listening: until rank 0 listens, the others are refused and ask again.
+    with socket.socket() as meeting:
+        meeting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        meeting.bind((LOOPBACK, port))
+        shared = {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": LOOPBACK,
+            "MASTER_PORT": str(meeting.getsockname()[1]),
+            "TORCHELASTIC_RESTART_COUNT": str(attempt),
+        }
+        processes = [_start(command, rank, shared, meeting, mask) for rank in range(ranks)]
+    status, told, deadline = 0, False, None
+    while running := [process for process in processes if process.poll() is None]:
+        failed = [rank for rank, process in enumerate(processes) if process.poll()]
+        if failed and not status:
+            first = failed[0]
+            status = _status(processes[first].returncode)
+            _say(f"rank {first} (process {processes[first].pid}) {_end(processes[first].returncode)}")
+        if (status or told) and deadline is None:
+            deadline = time.monotonic() + SAVE_SECONDS
+            for process in running:
+                process.terminate()
+        received = signal.sigtimedwait({signal.SIGCHLD, *TOLD}, 60.0)
+        told = told or (received is not None and received.si_signo in TOLD)
+        if deadline is not None and time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+    for rank, process in enumerate(processes):
+        if process.returncode and not status:
+            status = _status(process.returncode)
+            _say(f"rank {rank} (process {process.pid}) {_end(process.returncode)}")
+    return status, told
+
+
+def _start(
+    command: Sequence[str], rank: int, shared: dict[str, str], meeting: socket.socket, mask: Iterable[int]
+) -> "subprocess.Popen[bytes]":
+    library = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # A killed agent leaves no rank behind: they save and end.
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "FMSCALE_MEETING": "" if rank else str(meeting.fileno())}
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **shared, **own},
+        pass_fds=() if rank else (meeting.fileno(),),
+        preexec_fn=prepare,
+    )
+
+
+def _status(code: int) -> int:
+    return code if code > 0 else 128 - code
+
+
+def _end(code: int) -> str:
+    return f"ended with status {code}" if code > 0 else f"was ended by signal {-code} ({signal.Signals(-code).name})"
+
+
+def _say(words: str) -> None:
+    print(f"fmscale launch: {words}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    for option in ("--ranks", "--port", "--max-restarts"):
+        parser.add_argument(option, type=int, default=0)
+    parser.add_argument("command", nargs="+")
+    given = parser.parse_args()
+    sys.exit(run(given.command, given.ranks, given.port, given.max_restarts))
