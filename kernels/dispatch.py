@@ -36,7 +36,6 @@ class TunedEntry:
     """One measured case of a table."""
 
     op: str
-    """Public name of the op."""
     bucket: str
     """Dtype and model sizes, as `bucket` spells them."""
     backend: str
@@ -56,7 +55,6 @@ class TunedTable:
     triton: str
     """Triton version of the measurements."""
     entries: tuple[TunedEntry, ...] = ()
-    """Measured cases."""
     rejected: tuple[Mapping[str, Any], ...] = ()
     """Configurations whose numbers were wrong or that crashed, with the reason and the ptxas version."""
     versions: Mapping[str, str] = field(default_factory=dict)

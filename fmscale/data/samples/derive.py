@@ -52,7 +52,6 @@ class Derived:
     tokens: int
     """Sum of all sizes."""
     largest: int
-    """Largest size."""
     empty: int
     """Records of which an empty sample would be made; training leaves them out."""
     bad: int

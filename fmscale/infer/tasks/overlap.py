@@ -55,7 +55,6 @@ class Overlap:
 
     found: list[Found]
     asked: int
-    """Documents of the task."""
     short: list[str]
     """Task documents that are too short to be looked for."""
     documents: int
