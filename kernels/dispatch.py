@@ -79,25 +79,6 @@ def read_table(path: Path) -> TunedTable:
     )
 
 
-def write_table(table: TunedTable, folder: Path = TUNED) -> Path:
-    """Write `table` as `<gpu>.triton-<version>.json` in `folder`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    slug = "".join(c if c.isalnum() else "-" for c in table.gpu.lower())
-    path = folder / f"{slug}.triton-{table.triton}.json"
-    raw = {
-        "format_version": FORMAT_VERSION,
-        "gpu": table.gpu,
-        "triton": table.triton,
-        "versions": dict(table.versions),
-        "entries": [vars(entry) for entry in table.entries],
-        "rejected": list(table.rejected),
-    }
-    scratch = path.with_suffix(".partial")
-    scratch.write_text(json.dumps(raw, indent=1) + "\n")
-    scratch.replace(path)
-    return path
-
-
 _tables: dict[tuple[str, str], TunedTable] = {}
 _entries: dict[tuple[str, str, str], TunedEntry] = {}
 _forced: dict[tuple[str, str], Config] = {}
