@@ -5,7 +5,8 @@ gzip and xz read each document alone. `primed_zstd` has a corpus as its dictiona
 
 import gzip
 import lzma
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import zstandard
 
@@ -39,3 +40,12 @@ def primed_zstd(seen: bytes) -> Callable[[bytes], int]:
 
 
 COMPRESSORS: dict[str, Callable[[bytes], int]] = {"gzip": gzip_bytes, "xz": xz_bytes}
+
+
+def bits_per_byte(texts: Iterable[bytes], compress: Callable[[bytes], int]) -> float:
+    """All bits over all bytes, each text compressed alone; NaN without text."""
+    bits = size = 0
+    for text in texts:
+        bits += 8 * compress(text)
+        size += len(text)
+    return bits / size if size else math.nan

@@ -9,7 +9,7 @@ import zstandard
 
 from fmscale.errors import ConfigError
 from fmscale.infer import Document, evaluate
-from fmscale.infer.compressors import gzip_bytes, primed_zstd, xz_bytes
+from fmscale.infer.compressors import COMPRESSORS, bits_per_byte, gzip_bytes, primed_zstd, xz_bytes
 from fmscale.models import Decoder
 from tests.models.models import VOCAB, small, tokens
 
@@ -125,3 +125,10 @@ def test_a_primed_compressor_has_read_what_it_is_given() -> None:
     known = zstandard.ZstdCompressionDict(seen, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     plain = zstandard.ZstdCompressor(level=19, dict_data=known).compress(text)
     assert primed_zstd(seen)(text) == pytest.approx(len(plain), abs=16)
+
+
+def test_bits_per_byte_are_all_bits_over_all_bytes() -> None:
+    texts = [b"a" * 1000, b"", b"xyz"]
+    for compress in COMPRESSORS.values():
+        wanted = 8 * sum(compress(text) for text in texts) / 1003
+        assert bits_per_byte(texts, compress) == pytest.approx(wanted)

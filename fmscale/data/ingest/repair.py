@@ -159,6 +159,6 @@ def _contents(dataset: Dataset, segment: TokenSegment | RecordSegment, stops: U6
         tables = (read_records(dataset.backend, segment, n, min(step, segment.documents - n)) for n in parts)
         return np.concatenate([row_hashes(batch) for table in tables for batch in table.combine_chunks().to_batches()])
     found = np.empty(len(stops), np.uint64)
-    for first, parts in split_tokens(dataset.backend, segment, stops, READ_TOKENS):
-        found[first : first + len(parts)] = [xxhash.xxh3_64_intdigest(part.data) for part in parts]
+    for first, read in split_tokens(dataset.backend, segment, stops, READ_TOKENS):
+        found[first : first + len(read)] = [xxhash.xxh3_64_intdigest(tokens.data) for tokens in read]
     return found
