@@ -13,7 +13,6 @@ backend. In reading order:
     adamw.py                 an optimizer step on a flat partition
     byte_planes.py           the bytes of numbers laid apart, for compression
     selftest.py              each kernel once beside its eager form, for a new machine
-    compile/                 the gate that compiles every shipped configuration without a GPU
 
 All functions are bound here, at once: modules and ops share names, and a later import of a module would put the module
 in the place of its function.

@@ -8,7 +8,6 @@ reads and writes each array once.
 import math
 
 import torch
-from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, choose, launch_config
 from fmscale.kernels.launch import jit, on, tl, triton_refusal
 from torch import Tensor
@@ -48,23 +47,6 @@ def configs() -> dict[str, tuple[Config, ...]]:
     """Launch configurations; the first is the default (8 elements a thread: two 16-byte fp32 accesses)."""
     sizes = ((1024, 4), (2048, 8), (512, 4), (4096, 8))
     return {"step": tuple({"BLOCK": block, "num_warps": warps} for block, warps in sizes)}
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every launch configuration, with copy, loss scale, gradient norm and clipping."""
-    states = dict.fromkeys(("MASTER", "FIRST", "SECOND", "SCALE", "NORM"), "*fp32")
-    scalars = ["keep", "step_size", "beta1", "rest1", "beta2", "rest2", "correction2", "eps", "max_norm"]
-    return [
-        CompileCase(
-            name=f"adamw.step {grad[1:]} {dict(c)}",
-            kernel=_adamw_kernel,
-            signature=states | {"GRAD": grad, "COPY": "*bf16", "n": "i32"} | dict.fromkeys(scalars, "fp32"),
-            constants=dict.fromkeys(("HAS_COPY", "HAS_SCALE", "HAS_NORM", "CLIP"), True) | {"BLOCK": c["BLOCK"]},
-            num_warps=c["num_warps"],
-        )
-        for grad in ("*bf16", "*fp32")
-        for c in configs()["step"]
-    ]
 
 
 @torch.library.custom_op("fmscale::adamw_step", mutates_args=("master", "first_moment", "second_moment", "copy"))

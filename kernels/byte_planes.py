@@ -6,7 +6,6 @@ the bitshuffle and byte-shuffle filters of HDF5 do the same.
 """
 
 import torch
-from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, choose, launch_config
 from fmscale.kernels.launch import jit, on, tl, triton_refusal
 from torch import Tensor
@@ -42,22 +41,6 @@ def configs() -> dict[str, tuple[Config, ...]]:
     sizes = ((2048, 4), (4096, 8), (1024, 4))
     choices: tuple[Config, ...] = tuple({"BLOCK": block, "num_warps": warps} for block, warps in sizes)
     return {"split": choices, "merge": choices}
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every launch configuration for elements of 2 and 4 bytes."""
-    return [
-        CompileCase(
-            name=f"byte_planes.{name} {integer} {dict(c)}",
-            kernel=kernel,
-            signature={"X": f"*{integer}", "PLANES": "*u8", "n": "i32"},
-            constants={"BYTES": size, "BLOCK": c["BLOCK"]},
-            num_warps=c["num_warps"],
-        )
-        for kernel, name in ((_split_kernel, "split"), (_merge_kernel, "merge"))
-        for integer, size in (("i16", 2), ("i32", 4))
-        for c in configs()[name]
-    ]
 
 
 @torch.library.custom_op("fmscale::split_byte_planes", mutates_args=())

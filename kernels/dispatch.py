@@ -36,7 +36,6 @@ class TunedEntry:
     """One measured case of a table."""
 
     op: str
-    """Public name of the op."""
     bucket: str
     """Dtype and model sizes, as `bucket` spells them."""
     backend: str
@@ -56,7 +55,6 @@ class TunedTable:
     triton: str
     """Triton version of the measurements."""
     entries: tuple[TunedEntry, ...] = ()
-    """Measured cases."""
     rejected: tuple[Mapping[str, Any], ...] = ()
     """Configurations whose numbers were wrong or that crashed, with the reason and the ptxas version."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -79,25 +77,6 @@ def read_table(path: Path) -> TunedTable:
         rejected=tuple(raw["rejected"]),
         versions=raw["versions"],
     )
-
-
-def write_table(table: TunedTable, folder: Path = TUNED) -> Path:
-    """Write `table` as `<gpu>.triton-<version>.json` in `folder`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    slug = "".join(c if c.isalnum() else "-" for c in table.gpu.lower())
-    path = folder / f"{slug}.triton-{table.triton}.json"
-    raw = {
-        "format_version": FORMAT_VERSION,
-        "gpu": table.gpu,
-        "triton": table.triton,
-        "versions": dict(table.versions),
-        "entries": [vars(entry) for entry in table.entries],
-        "rejected": list(table.rejected),
-    }
-    scratch = path.with_suffix(".partial")
-    scratch.write_text(json.dumps(raw, indent=1) + "\n")
-    scratch.replace(path)
-    return path
 
 
 _tables: dict[tuple[str, str], TunedTable] = {}

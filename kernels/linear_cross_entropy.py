@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
-from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
 from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
@@ -74,24 +73,6 @@ def configs() -> dict[str, tuple[Config, ...]]:
     """Launch configurations; the first is the default (16 elements a thread, one row a program)."""
     sizes = ((8192, 16), (4096, 8), (16384, 32), (4096, 16))
     return {"cross_entropy": tuple({"BLOCK": block, "num_warps": warps} for block, warps in sizes)}
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every launch configuration, with and without the gradient, in bf16 and fp32."""
-    return [
-        CompileCase(
-            name=f"linear_cross_entropy.cross_entropy {logits[1:]} gradient={gradient} {dict(c)}",
-            kernel=_cross_entropy_kernel,
-            signature={"LOGITS": logits, "LABELS": "*i64", "WEIGHTS": "*fp32", "LOSS": "*fp32", "V": "i32"}
-            | {"ignore_index": "i32", "z_loss": "fp32"},
-            constants={"WEIGHTED": True, "GRADIENT": gradient, "ACC": tl_dtype(torch.float32)} | {"BLOCK": c["BLOCK"]},
-            unaligned=frozenset({"ignore_index"}),
-            num_warps=c["num_warps"],
-        )
-        for logits in ("*bf16", "*fp32")
-        for gradient in (True, False)
-        for c in configs()["cross_entropy"]
-    ]
 
 
 def _cross_entropy(
@@ -236,23 +217,6 @@ class _OutsideCompiledCode(torch.autograd.Function):
     forward = staticmethod(_compute)
     setup_context = staticmethod(_save)
     backward = staticmethod(_backward)
-
-
-def linear_cross_entropy_eager(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`linear_cross_entropy` in plain torch with whole logits: the reference."""
-    logits = rows(hidden) @ weight.t()
-    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    wide = logits.to(accumulator(logits.dtype))
-    flat = labels.reshape(-1)
-    flat_weights = None if token_weights is None else token_weights.reshape(-1)
-    scale, index, known = _weights(flat, flat_weights, ignore_index, weight.shape[0], wide.dtype)
-    lse = torch.logsumexp(wide, -1)
-    target = torch.where(known, wide.gather(1, index[:, None])[:, 0], torch.nan)
-    loss = lse - target + z_loss * lse.square()
-    return torch.where(flat == ignore_index, 0.0, scale * loss).sum(), scale.sum()
 
 
 @overload

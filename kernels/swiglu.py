@@ -7,7 +7,6 @@ so that only the two inputs are kept, and writes both gradients in one pass.
 from typing import Any
 
 import torch
-from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, launch_config, settled
 from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
@@ -49,27 +48,6 @@ def configs() -> dict[str, tuple[Config, ...]]:
     sizes = ((1024, 4), (2048, 8), (512, 2), (4096, 8))
     choices: tuple[Config, ...] = tuple({"BLOCK": block, "num_warps": warps} for block, warps in sizes)
     return {"forward": choices, "backward": choices}
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every launch configuration in bf16."""
-    cases = []
-    for kernel, name, pointers in (
-        (_forward_kernel, "forward", ("GATE", "UP", "Y")),
-        (_backward_kernel, "backward", ("DY", "GATE", "UP", "DGATE", "DUP")),
-    ):
-        sizes = ("F", "stride_gate", "stride_up") + (("stride_dy",) if name == "backward" else ())
-        for c in configs()[name]:
-            cases.append(
-                CompileCase(
-                    name=f"swiglu.{name} bf16 {dict(c)}",
-                    kernel=kernel,
-                    signature=dict.fromkeys(pointers, "*bf16") | dict.fromkeys(sizes, "i32"),
-                    constants={"ACC": tl_dtype(torch.float32), "BLOCK": c["BLOCK"]},
-                    num_warps=c["num_warps"],
-                )
-            )
-    return cases
 
 
 def _launch(kernel: str, t: Tensor) -> tuple[tuple[int, int], Config]:

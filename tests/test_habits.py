@@ -128,6 +128,7 @@ def test_a_wheel_runs_in_a_fresh_environment_and_has_configs_and_scripts(tmp_pat
     (installed,) = fresh.rglob("site-packages/fmscale")
     for name in (
         "configs/run/laptop.yaml",
+        "report/style.css",
         "launch/slurm/train.sbatch",
         "launch/torchrun.sh",
         "kernels/rope.py",

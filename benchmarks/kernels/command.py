@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fmscale.kernels.dispatch import TUNED, write_table
+from fmscale.kernels.dispatch import TUNED
 from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED
 
 from benchmarks.kernels import report, rows
@@ -28,7 +28,7 @@ from benchmarks.kernels.contest import Run, unmeasured
 from benchmarks.kernels.contests import Budget, measure
 from benchmarks.kernels.listing import listing
 from benchmarks.kernels.roofline import roofline
-from benchmarks.kernels.tune import known_table, tune
+from benchmarks.kernels.tune import known_table, tune, write_table
 
 RESULTS = report.CHECKOUT / "benchmarks" / "results"
 BUDGET = {False: (430.0, 460.0), True: (140.0, 165.0)}

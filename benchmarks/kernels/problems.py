@@ -24,7 +24,6 @@ from fmscale.kernels.attention.decode import configs as decode_configs
 from fmscale.kernels.byte_planes import configs as plane_configs
 from fmscale.kernels.dispatch import Config, bucket
 from fmscale.kernels.linear_cross_entropy import configs as loss_configs
-from fmscale.kernels.linear_cross_entropy import linear_cross_entropy_eager
 from fmscale.kernels.rms_norm import configs as norm_configs
 from fmscale.kernels.rope import configs as rope_configs
 from fmscale.kernels.rope_eager import rope_eager, rope_turns
@@ -32,6 +31,7 @@ from fmscale.kernels.swiglu import configs as swiglu_configs
 from torch import Tensor
 
 from benchmarks.kernels.contest import Contestant, both_of, forward_of, listed
+from benchmarks.kernels.eager_loss import linear_cross_entropy_eager
 
 BF16 = torch.bfloat16
 

@@ -7,6 +7,7 @@ miscompile some configurations. The result is a table for `kernels/tuned/`.
 
 import contextlib
 import itertools
+import json
 import math
 import re
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmscale.kernels.dispatch import Config, TunedEntry, TunedTable, read_table
+from fmscale.kernels.dispatch import FORMAT_VERSION, TUNED, Config, TunedEntry, TunedTable, read_table
 
 from benchmarks.kernels.problems import Problem
 from benchmarks.kernels.serve import resolve
@@ -171,3 +172,22 @@ def _choose(
         op=problem.op, bucket=problem.bucket, backend=min(times, key=lambda name: times[name]),
         configs=best or {}, milliseconds=times,
     )  # fmt: skip
+
+
+def write_table(table: TunedTable, folder: Path = TUNED) -> Path:
+    """Write `table` as `<gpu>.triton-<version>.json` in `folder`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = "".join(c if c.isalnum() else "-" for c in table.gpu.lower())
+    path = folder / f"{slug}.triton-{table.triton}.json"
+    raw = {
+        "format_version": FORMAT_VERSION,
+        "gpu": table.gpu,
+        "triton": table.triton,
+        "versions": dict(table.versions),
+        "entries": [vars(entry) for entry in table.entries],
+        "rejected": list(table.rejected),
+    }
+    scratch = path.with_suffix(".partial")
+    scratch.write_text(json.dumps(raw, indent=1) + "\n")
+    scratch.replace(path)
+    return path

@@ -19,17 +19,15 @@ def evaluate_tasks(
     tasks: Sequence[str],
     programs: Sequence[str],
     *,
-    limit: int | None,
-    chat: bool,
-    run_code: bool,
-    batch: int | None,
     to: Path | None,
     device: str,
     precision: str | None,
-    threads: int | None,
     json: bool,
+    **options: Any,
 ) -> None:
-    """Evaluate each run in each task, asked by each program, and print a table or JSON; `to` gets all documents."""
+    """Evaluate each run in each task, asked by each program, and print a table or JSON; `to` gets all documents, and
+    `options` are those of `evaluate_task`.
+    """
     from fmscale.infer.prompt import load_program
     from fmscale.infer.tasks import evaluate_task, load_task
 
@@ -42,10 +40,7 @@ def evaluate_tasks(
         for task in loaded:
             for name, program in ways:
                 with progress(f"{trained.run}, {task.name}", json=json) as bar:
-                    result = evaluate_task(
-                        trained, task, limit=limit, chat=chat, program=program, run_code=run_code, batch=batch,
-                        threads=threads, progress=bar.advance,
-                    )  # fmt: skip
+                    result = evaluate_task(trained, task, program=program, progress=bar.advance, **options)
                 cells.append((address, name, result))
     if to is not None:
         _write(to, cells)

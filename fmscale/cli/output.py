@@ -158,7 +158,6 @@ class Progress:
         self._task = bar.add_task(escape(clean(description)), total=total)
 
     def advance(self, amount: float = 1) -> None:
-        """Move on by `amount`."""
         self._bar.advance(self._task, amount)
 
     def update(self, description: str, done: float, total: float) -> None:

@@ -45,7 +45,6 @@ class DocumentSpan:
     """A piece of a document inside a row."""
 
     row: int
-    """Row of the microbatch."""
     start: int
     """First token position in the row."""
     stop: int

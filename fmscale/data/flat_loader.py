@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 
-from fmscale.data.forward import FlatForward
+from fmscale.data.forward import FlatForward, flat_forward
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.flat import FlatShare
 from fmscale.data.plan.order_log import OrderLog
@@ -151,14 +150,11 @@ def _forward(made: MadeForward, job: ForwardJob, step: int, per_sample: frozense
     def column(name: str, dtype: str) -> np.ndarray:
         return np.array([getattr(entry, name) for entry in job.entries], dtype=dtype)
 
-    ends = made.cu_seqlens.astype(np.int64)
-    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
-    return FlatForward(
-        parts={name: torch.from_numpy(value) for name, value in made.parts.items()},
-        weights=torch.from_numpy(made.weights),
-        positions=torch.from_numpy(positions[None]),
-        cu_seqlens=torch.from_numpy(made.cu_seqlens),
-        bounds=torch.from_numpy(made.bounds),
+    return flat_forward(
+        made.parts,
+        made.weights,
+        made.cu_seqlens,
+        made.bounds,
         k=column("k", "uint64"),
         sample_source=column("source", "uint16"),
         row=column("row", "uint64"),

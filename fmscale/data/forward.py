@@ -5,6 +5,7 @@ Shapes: S samples, N positions (a multiple of 64; positions behind the last samp
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,3 +64,19 @@ class FlatForward:
     def rows(self) -> int:
         """Number of samples."""
         return len(self.k)
+
+
+def flat_forward(
+    parts: Mapping[str, np.ndarray], weights: np.ndarray, cu_seqlens: np.ndarray, bounds: np.ndarray, **facts: Any
+) -> FlatForward:
+    """The forward of arrays on the host, with the position of each token in its piece; `facts` are the other fields."""
+    ends = cu_seqlens.astype(np.int64)
+    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
+    return FlatForward(
+        parts={name: torch.from_numpy(value) for name, value in parts.items()},
+        weights=torch.from_numpy(weights),
+        positions=torch.from_numpy(positions[None]),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        bounds=torch.from_numpy(bounds),
+        **facts,
+    )

@@ -40,9 +40,7 @@ class Score:
     """Cost of a document, or of several."""
 
     name: str
-    """Name of the document."""
     bytes: int
-    """Bytes of text."""
     tokens: int
     """Tokens that were predicted."""
     nats: float

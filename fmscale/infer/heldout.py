@@ -1,7 +1,9 @@
 """Documents to evaluate on: a split of a dataset, or files."""
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +16,13 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
-from fmscale.store.segments.tokens import open_segment, read_document_table, read_tokens
+from fmscale.store.segments.handle import read_document_table
+from fmscale.store.segments.kinds import open_kind
+from fmscale.store.segments.records import RecordSegment, read_records
+from fmscale.store.segments.tokens import TokenSegment, split_tokens
 
-READ_TOKENS = 2**20
-"""Tokens that are read at once."""
+READ_TOKENS, READ_RECORDS = 2**20, 256
+"""Tokens or records that are read at once."""
 
 
 def stored_documents(
@@ -54,12 +59,12 @@ def stored_documents(
     for commit in commits:
         assert commit.tokenizer is not None, "records have no token segments"
         commit_tokenizer = from_json(load_tokenizer(backend, commit.tokenizer), f"tokenizer {commit.tokenizer}")
-        for name, tokens in _stored(backend, commit, split, masked.get(commit.number)):
+        for named, tokens in stored(backend, commit, split, masked.get(commit.number)):
             if limit is not None and count >= limit:
                 return
             count += 1
             bare = tokens[int(commit.bos is not None) : len(tokens) - int(commit.eos is not None)]
-            text = commit_tokenizer.decode(bare).encode()
+            name, text = named["source"], commit_tokenizer.decode(bare).encode()
             if commit.tokenizer == tokenizer.digest:
                 yield Document(name=name, text=text, tokens=tokens, bos=commit.bos is not None)
             else:
@@ -85,32 +90,27 @@ def document(name: str, text: bytes, tokenizer: Tokenizer, *, bos: int | None, e
     return Document(name=name, text=text, tokens=frame(ids, bos, eos), bos=bos is not None)
 
 
-def _stored(
+def stored(
     backend: Backend, commit: Commit, split: str, masked: np.ndarray | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Source and tokens of each document of a commit's split, without those at masked positions."""
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """(id and source, tokens or record) of each document or record of a commit's split, without those at masked
+    positions.
+    """
     for row in commit.manifests[split].rows():
-        segment = open_segment(backend, row.prefix, row.seal)
+        segment = open_kind(backend, commit.kind, row.prefix, row.seal)
         table = read_document_table(backend, segment)
         ends = np.cumsum(table["tokens"].to_numpy())
-        sources = table["source"]
-        for first, last in _blocks(ends):
-            begin = int(ends[first - 1]) if first else 0
-            tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
-            parts = np.split(tokens, ends[first : last - 1] - begin)
-            named = zip(sources.slice(first, last - first).to_pylist(), parts, strict=True)
-            if masked is None:
-                yield from named
-                continue
-            starts = row.first_token + np.append(begin, ends[first : last - 1])
-            yield from (one for one, out in zip(named, np.isin(starts, masked), strict=True) if not out)
+        if isinstance(segment, TokenSegment):
+            place, parts = row.first_token, split_tokens(backend, segment, ends, READ_TOKENS)
+        else:
+            place, parts = row.first_document, _records(backend, segment)
+        left = ~np.isin(place + np.append(0, ends[:-1]), () if masked is None else masked)
+        for first, contents in parts:
+            named = table.slice(first, len(contents)).select(["id", "source"]).to_pylist()
+            yield from compress(zip(named, contents, strict=True), left[first:])
 
 
-def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of documents: at most READ_TOKENS tokens each, or a single longer document."""
-    first = 0
-    while first < len(ends):
-        begin = int(ends[first - 1]) if first else 0
-        last = max(int(np.searchsorted(ends, begin + READ_TOKENS, side="right")), first + 1)
-        yield first, last
-        first = last
+def _records(backend: Backend, segment: RecordSegment) -> Iterator[tuple[int, list[Any]]]:
+    for first in range(0, segment.documents, READ_RECORDS):
+        count = min(READ_RECORDS, segment.documents - first)
+        yield first, read_records(backend, segment, first, count).to_pylist()

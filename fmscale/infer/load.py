@@ -32,13 +32,11 @@ class TrainedModel:
     """Model of a run at a checkpoint, with its tokenizer and data settings."""
 
     run: str
-    """The run."""
     step: int
     """Optimizer steps of the checkpoint."""
     digest: str
     """Digest of the checkpoint's manifest, which names all its tensors."""
     backend: Backend
-    """Store of the run."""
     model: Decoder
     """In eval mode, without gradients."""
     tokenizer: Tokenizer

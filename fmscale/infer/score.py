@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmscale.data.forward import FlatForward
+from fmscale.data.forward import FlatForward, flat_forward
 from fmscale.data.reading.maker import concatenated
 from fmscale.data.samples.protocol import Sample
 from fmscale.data.samples.rows import RowSamples
@@ -49,7 +49,7 @@ def document_values(
     """
     out: list[np.ndarray] = []
     for part in _forwards(samples):
-        forward = flat_forward(part)
+        forward = packed_samples(part)
         largest = int(forward.parts["tokens"].max())
         if largest >= model.vocab_size:
             raise ConfigError(
@@ -64,24 +64,11 @@ def document_values(
     return out
 
 
-def flat_forward(samples: Sequence[Sample]) -> FlatForward:
+def packed_samples(samples: Sequence[Sample]) -> FlatForward:
     """Samples of rendered texts as a flat forward."""
-    parts, weights, ends, bounds = concatenated(RowSamples.parts, samples)
-    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
-    k = np.arange(len(samples), dtype=np.uint64)
-    return FlatForward(
-        parts={name: torch.from_numpy(value) for name, value in parts.items()},
-        weights=torch.from_numpy(weights),
-        positions=torch.from_numpy(positions.astype(np.int64)[None]),
-        cu_seqlens=torch.from_numpy(ends),
-        bounds=torch.from_numpy(bounds),
-        k=k,
-        sample_source=np.zeros(len(samples), dtype=np.uint16),
-        row=k,
-        step=0,
-        last_of_step=True,
-        pieces=[],
-    )
+    k, source = np.arange(len(samples), dtype=np.uint64), np.zeros(len(samples), dtype=np.uint16)
+    made = concatenated(RowSamples.parts, samples)
+    return flat_forward(*made, k=k, sample_source=source, row=k, step=0, last_of_step=True, pieces=[])
 
 
 def _forwards(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:

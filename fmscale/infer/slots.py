@@ -36,7 +36,6 @@ class Growth:
     sample: int
     """Number among the prompt's samples."""
     tokens: Sequence[int]
-    """The prompt's tokens."""
     limit: int
     """Most new tokens."""
     key: int = 0

@@ -23,7 +23,6 @@ class Bits:
     """A document's size in bits, by the model and by three compressors."""
 
     name: str
-    """Name of the document."""
     bytes: int
     """Bytes of its text in UTF-8."""
     model: float

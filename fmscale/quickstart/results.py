@@ -37,9 +37,7 @@ class Claim(NamedTuple):
     ok: bool
     """True if the result is as claimed."""
     what: str
-    """The claim in words."""
     value: str
-    """The measured value."""
 
 
 def build_report(

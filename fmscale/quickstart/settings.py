@@ -18,7 +18,6 @@ class Half:
     world: int
     """Ranks."""
     stage: int
-    """ZeRO stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,6 @@ class QuickstartSettings:
 
     @property
     def run(self) -> str:
-        """Name of the run."""
         return self.folder.name
 
     @property

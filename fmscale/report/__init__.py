@@ -2,7 +2,7 @@
 
 `charts.py` line charts, heat maps, bars and dots as inline SVG
 `page.py`   parts of a page (sections, tiles, claims, figures, tables) and the document around them
-`style.py`  colours, type and widths
+`style.css` colours, type and widths
 `runs.py`   the page of runs, from their accounts
 `png.py`    charts as PNG files
 """

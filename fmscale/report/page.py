@@ -5,8 +5,9 @@ Texts are escaped here; arguments named `html` or `svg` are inserted unchanged.
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 
-from fmscale.report.style import STYLE
+STYLE = files(__package__).joinpath("style.css").read_text("utf-8")
 
 
 def document(title: str, parts: Iterable[str]) -> str:

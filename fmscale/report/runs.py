@@ -38,7 +38,6 @@ class Chart(NamedTuple):
     """A chart of the page, which is also drawn alone."""
 
     key: str
-    """Name of its file."""
     title: str
     note: str
     html: str

@@ -9,5 +9,4 @@ backward.py  gradients, in two passes without atomics
 decode.py    `attention_decode`: the newest tokens against a cache, split along the cache
 pages.py     `attention_pages`: the same on a CPU, over a cache in pages
 configs.py   launch configurations, each free of spills on sm_90, and the choice for a call
-cases.py     the compile cases of the kernels
 """

@@ -1,7 +1,8 @@
 """Launch configurations that the attention kernels may use, all free of spills on sm_90.
 
-`compile/gate.py` checks this under Triton 3.6 and 3.7. A window splits a pass into three loops, a soft-cap keeps a tile
-of scores alive longer, and a padded head dim needs a mask: with any of these a call is `heavy` and has narrower tiles.
+`benchmarks/compile_gate` checks this under Triton 3.6 and 3.7. A window splits a pass into three loops, a soft-cap
+keeps a tile of scores alive longer, and a padded head dim needs a mask: with any of these a call is `heavy` and has
+narrower tiles.
 """
 
 from collections.abc import Mapping

@@ -265,7 +265,7 @@ def precision(dtype: torch.dtype, E: int) -> str:
 
 
 def block_e(E: int) -> int:
-    """Padded head dim. At least 64: rows of 32 16-bit elements are miscompiled (`compile/lint.py`)."""
+    """Padded head dim. At least 64: rows of 32 16-bit elements are miscompiled (`benchmarks/compile_gate`)."""
     return max(64, 1 << (E - 1).bit_length())
 
 

@@ -12,6 +12,7 @@ from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import create_or_open
 from fmscale.store.datasets.tokenizers import store_tokenizer
 from fmscale.store.digest import metadata_digest
+from fmscale.store.segments.handle import Segment, read_rows
 from fmscale.store.segments.seal import SealInfo, segment_prefix
 from fmscale.store.segments.tokens_writer import TokenSegmentWriter
 
@@ -105,3 +106,9 @@ def flip(store: Backend, key: str, offset: int) -> None:
 def truncate(store: Backend, key: str, size: int) -> None:
     """Keep only the first `size` bytes of a stored object."""
     store.put(key, store.get(key)[:size])
+
+
+def read_documents(backend: Backend, segment: Segment, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exclusive ends (count,) and ids (count, 2) of documents [first, first + count), uint64."""
+    ends, ids = (read_rows(backend, segment, f"document_{name}", first, count) for name in ("ends", "ids"))
+    return ends, ids

@@ -12,6 +12,7 @@ from fmscale.kernels.rms_norm import configs as norm_configs
 from fmscale.kernels.rope import configs as rope_configs
 from torch._dynamo.testing import CompileCounter
 
+from benchmarks.kernels.tune import write_table
 from fmscale.errors import KernelError
 
 CPU = torch.device("cpu")
@@ -121,7 +122,7 @@ def test_no_table_changes_the_bits_of_a_weight_gradient() -> None:
 
 def test_tables_survive_a_file(tmp_path: Path) -> None:
     table = measured("triton", forward={"BLOCK": 2})
-    path = dispatch.write_table(table, tmp_path)
+    path = write_table(table, tmp_path)
     assert path.name == f"cpu.triton-{TRITON_VERSION}.json"
     assert dispatch.read_table(path) == table
     assert list(tmp_path.iterdir()) == [path]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "benchmarks" / "kernels").rglob("*.py")])
-OURS = ("fmscale.kernels", "fmscale.errors", "benchmarks.kernels")
+FOLDERS = ("kernels", "benchmarks/kernels", "benchmarks/compile_gate")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+OURS = ("fmscale.kernels", "fmscale.errors", "benchmarks.kernels", "benchmarks.compile_gate")
 
 
 @functools.cache

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from fmscale.kernels.dispatch import forced
-from fmscale.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_eager
+from fmscale.kernels.linear_cross_entropy import linear_cross_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.kernels.eager_loss import linear_cross_entropy_eager
 from fmscale.errors import KernelError
 from tests.kernels.policy import check_op, gradients, noted
 

@@ -20,11 +20,11 @@ from fmscale.store.open import open_store
 from fmscale.store.segments.records import open_record_segment, read_records
 from fmscale.store.segments.records_version_1 import open_records, read_batch
 from fmscale.store.segments.seal import FORMAT_VERSION, RECORDS_VERSION, sealed
-from fmscale.store.segments.tokens import open_segment, read_document_table, read_documents, read_tokens
+from fmscale.store.segments.tokens import open_segment, read_document_table, read_tokens
 from tests.fixtures import make_format_version as made
 from tests.fixtures import make_records_version as records
 from tests.helpers.records import record_id, write_records
-from tests.helpers.segments import documents, flip, write_segment
+from tests.helpers.segments import documents, flip, read_documents, write_segment
 
 
 def stored(version: int, tmp_path: Path, name: str = "format_version") -> Backend:

@@ -45,7 +45,6 @@ class RecordBlock:
     path: str
     """The file, an Arrow stream of one batch."""
     rows: int
-    """Number of records."""
 
 
 def spill(

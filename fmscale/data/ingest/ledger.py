@@ -45,7 +45,6 @@ class KnownFile:
     """A file, or the new end of a file, that a commit took."""
 
     source: str
-    """Source name."""
     place: str
     """URL at which it lay, without options; empty for commits from before the ledger."""
     format: str

@@ -111,11 +111,9 @@ class IngestPlan:
     """Plan of a job; every writer reads it from the store."""
 
     files: tuple[File, ...]
-    """All input files."""
     skipped: SkippedInput
     """Input that the listing passed over."""
     options: Options
-    """Options of the job."""
     unit_bytes: int
     """Raw input of a unit."""
     guessed: SkippedInput = field(default_factory=SkippedInput)

@@ -98,11 +98,9 @@ class UnitRecord:
     """Outcome of a work unit."""
 
     unit: int
-    """Number of the unit."""
     seals: Mapping[str, SealInfo]
     """Sealed segments by split; splits without a document are left out."""
     documents: int
-    """Documents in the segments."""
     text_bytes: int
     """UTF-8 bytes of the documents."""
     skipped: SkippedInput

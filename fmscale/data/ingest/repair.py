@@ -6,7 +6,6 @@ again. A repair masks the doubles; segments stay as they are.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import xxhash
@@ -16,10 +15,10 @@ from fmscale.data.ingest.content import U64, row_hashes
 from fmscale.data.ingest.plan import HELDOUT, TRAIN
 from fmscale.data.views.mask import Documents, make_mask, own_masked
 from fmscale.store.datasets.dataset import Dataset
-from fmscale.store.segments.handle import read_document_table, read_rows
+from fmscale.store.segments.handle import read_document_table
 from fmscale.store.segments.kinds import open_kind
 from fmscale.store.segments.records import RecordSegment, read_records
-from fmscale.store.segments.tokens import TokenSegment
+from fmscale.store.segments.tokens import TokenSegment, split_tokens
 
 READ_BYTES = 16 << 20
 READ_TOKENS = READ_BYTES // 4
@@ -160,12 +159,6 @@ def _contents(dataset: Dataset, segment: TokenSegment | RecordSegment, stops: U6
         tables = (read_records(dataset.backend, segment, n, min(step, segment.documents - n)) for n in parts)
         return np.concatenate([row_hashes(batch) for table in tables for batch in table.combine_chunks().to_batches()])
     found = np.empty(len(stops), np.uint64)
-    begin = 0
-    while begin < len(stops):
-        low = int(stops[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(stops, low + READ_TOKENS, side="right")))
-        tokens = read_rows(dataset.backend, segment, "tokens", low, int(stops[end - 1]) - low)
-        places = [0, *(stops[begin:end] - np.uint64(low)).tolist()]
-        found[begin:end] = [xxhash.xxh3_64_intdigest(tokens[a:b].data) for a, b in pairwise(places)]
-        begin = end
+    for first, read in split_tokens(dataset.backend, segment, stops, READ_TOKENS):
+        found[first : first + len(read)] = [xxhash.xxh3_64_intdigest(tokens.data) for tokens in read]
     return found

@@ -72,7 +72,6 @@ class File:
     """An input file."""
 
     source: str
-    """Source name."""
     bytes: int
     """Size at the listing."""
     changed: int

@@ -46,7 +46,6 @@ class UnitTask:
     store: str
     """URL of the store."""
     dataset: str
-    """Name of the dataset."""
     job: str
     """Digest of the job, whose plan is on the store."""
     roots: list[str]

@@ -63,9 +63,7 @@ class Units:
         rows = np.array(self.rows_per_commit, dtype=object)[self._filled]
         units = -(-rows // self.b)
         self.N = int(rows.sum())
-        """Rows."""
         self.n = int(units.sum())
-        """Units."""
         if not self.N:
             raise DataError(
                 "the view has no row",

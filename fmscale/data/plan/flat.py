@@ -54,7 +54,6 @@ class FlatStep(NamedTuple):
     after: int
     """First sample of the next step."""
     samples: Samples
-    """All samples of the step."""
     lost: NDArray[np.bool_]
     """Samples without content, because a ban or quarantine took their rows too late for a substitute."""
     lengths: Sizes

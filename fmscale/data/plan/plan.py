@@ -62,7 +62,6 @@ class Samples(NamedTuple):
     """Samples and their rows; arrays of equal length."""
 
     k: U64
-    """The samples."""
     source: NDArray[np.uint16]
     """Index into `Plan.sources`."""
     position: U64
@@ -98,7 +97,6 @@ class Plan:
         self.spikes = spikes
         self.stages, self.sources, self._indexes = _resolved(stages)
         self.orders = tuple(Order(source.view.units, source.seed, source.view.window) for source in self.sources)
-        """The order of each source."""
         self._orders = Orders(self.orders)
         self._bans = Bans([*_excluded(self.stages, self._indexes), *self.bans], self._orders)
         self._mixtures = [_mixture(stage) for stage in self.stages]

@@ -25,7 +25,6 @@ class AuditSource:
     """A source of the run, as stored."""
 
     dataset: Dataset
-    """Dataset of the source."""
     commits: tuple[int, ...]
     """Commits that the run used, in order."""
     split: str

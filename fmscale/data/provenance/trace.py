@@ -29,7 +29,6 @@ class TraceEntry:
     k: int
     """Number of the sample."""
     dataset: str
-    """Dataset of the row."""
     row: int
     """Row id in the view."""
     document: str

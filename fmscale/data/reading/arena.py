@@ -33,7 +33,6 @@ class Slot:
     """Memory of a unit, and its remaining uses."""
 
     key: UnitKey
-    """Unit in the slot."""
     bytes: int
     """Bytes that count against the arena."""
     last_block: int

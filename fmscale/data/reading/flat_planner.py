@@ -37,11 +37,8 @@ class FlatBlock:
     number: int
     """Number of the block, from 0."""
     plan: Plan
-    """Plan of the block."""
     step: FlatStep
-    """Samples of the step."""
     jobs: list[ForwardJob]
-    """Its forwards, in order."""
     reads: Sequence[Future[None]] = ()
     """Nothing to wait for: the jobs wait for their units."""
 

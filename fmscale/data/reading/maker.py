@@ -30,9 +30,7 @@ class Entry(NamedTuple):
     k: int
     """Number of the sample."""
     source: int
-    """Source in the plan."""
     row: int
-    """Row id."""
     length: int
     """Upper bound of its length."""
     lost: bool
@@ -47,9 +45,7 @@ class BadSample(NamedTuple):
     """A sample whose record cannot be used."""
 
     entry: Entry
-    """The sample."""
     error: DataError | CorruptChunk
-    """Reason."""
 
 
 class MadeForward(NamedTuple):
@@ -68,7 +64,6 @@ class ForwardJob:
     """A forward to be made."""
 
     plan: Plan
-    """Plan of the samples."""
     entries: Sequence[Entry]
     """Its samples."""
     bytes: int

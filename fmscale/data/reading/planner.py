@@ -62,7 +62,6 @@ class UnitBlock:
     """Number of the block, from 0."""
     plan: Plan
     assignment: Assignment
-    """Rows of the block."""
     gather: np.ndarray
     """int64 [F, M]: arena row of each row; 0 for fillers."""
     slots: list[Slot]

@@ -31,7 +31,6 @@ class BatchPart(NamedTuple):
     batch: pa.RecordBatch | None
     """The records; None for a damaged batch."""
     error: CorruptChunk | None
-    """Reason of the damage."""
 
 
 class RecordUnit:

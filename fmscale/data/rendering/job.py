@@ -7,7 +7,7 @@ new commits.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,7 @@ from fmscale.data.samples.derive import derive_sizes
 from fmscale.data.samples.specs import make_spec
 from fmscale.data.views.mask import Documents, find_documents, load_mask, make_mask
 from fmscale.data.workers.messages import Message
-from fmscale.data.workers.pool import UnitWork, most_workers, run_units
+from fmscale.data.workers.pool import Progress, UnitWork, most_workers, share_units
 from fmscale.errors import DataError
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset, create_or_open, open_dataset
@@ -32,9 +32,6 @@ from fmscale.store.segments.seal import SealInfo
 
 VERSION = 1
 """Version of the rendering: it changes with every change of a token or of a trained span."""
-
-Progress = Callable[[int, int], object]
-"""Receives the records done and the records of all."""
 
 
 def render_notes(commit: Commit) -> Mapping[str, Any] | None:
@@ -154,29 +151,16 @@ def _render_commit(
     renderer = UnitRenderer(**task)
     finished = finished_units(target.backend, target.name, job)
     pending = [unit for unit in range(len(renderer.rows)) if unit not in finished]
-    total = sum(row.documents for _, row in renderer.rows)
-    done = total - sum(renderer.rows[unit][1].documents for unit in pending)
-
-    def advance(records: int) -> None:
-        nonlocal done
-        done += records
-        progress(done, total)
-
-    advance(0)
     work = UnitWork(
         name="render",
         module="fmscale.data.rendering.unit",
         task=task,
         units=pending,
         describe=lambda unit: renderer.rows[unit][1].prefix,
-        done=lambda outcome: None,
-        advance=advance,
     )
-    if (count := min(most, len(pending))) > 1:
-        run_units(work, count)
-    else:
-        for unit in pending:
-            renderer.run(unit, advance)
+    total = sum(row.documents for _, row in renderer.rows)
+    done = total - sum(renderer.rows[unit][1].documents for unit in pending)
+    share_units(work, most, renderer.run, total=total, done=done, progress=progress)
     left_out, counts = SkippedInput(), Counter[str]()
     segments: dict[str, list[tuple[int, SealInfo]]] = {}
     for unit in range(len(renderer.rows)):

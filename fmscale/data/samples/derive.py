@@ -19,7 +19,7 @@ from fmscale.data.samples.segment_sizes import require_columns, segment_sizes
 from fmscale.data.samples.sizes import SIZE
 from fmscale.data.samples.specs import import_spec, open_spec, size_text, spec_text
 from fmscale.data.workers.messages import Message
-from fmscale.data.workers.pool import UnitWork, most_workers, run_units
+from fmscale.data.workers.pool import Progress, UnitWork, most_workers, share_units
 from fmscale.data.workers.serve import Run, serve
 from fmscale.errors import DataError
 from fmscale.store.datasets.columns import Column, column_key, open_column
@@ -31,9 +31,6 @@ from fmscale.store.open import open_store
 
 NAMES = 10_000
 """Most bad records that a result names."""
-
-Progress = Callable[[int, int], object]
-"""Receives the records done and the records of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,6 @@ class Derived:
     tokens: int
     """Sum of all sizes."""
     largest: int
-    """Largest size."""
     empty: int
     """Records of which an empty sample would be made; training leaves them out."""
     bad: int
@@ -99,32 +95,10 @@ def derive_sizes(
         finished = finished_parts(job.backend, key) if column is None else range(manifest.segments)
         resumed += len(finished) if column is None else 0
         units += [first + segment for segment in range(manifest.segments) if segment not in finished]
+    work = UnitWork(name="derive", module=__name__, task=task, units=units, describe=lambda unit: job.row(unit).prefix)
     total = sum(manifest.documents for manifest in job.manifests)
     done = total - sum(job.row(unit).documents for unit in units)
-
-    def advance(records: int) -> None:
-        nonlocal done
-        done += records
-        progress(done, total)
-
-    advance(0)
-    count = min(most, len(units))
-    if count > 1:
-        run_units(
-            UnitWork(
-                name="derive",
-                module=__name__,
-                task=task,
-                units=units,
-                describe=lambda unit: job.row(unit).prefix,
-                done=lambda outcome: None,
-                advance=advance,
-            ),
-            count,
-        )
-    else:
-        for unit in units:
-            job.run(unit, advance)
+    share_units(work, most, job.run, total=total, done=done, progress=progress)
     open_dataset(job.backend, dataset).named(numbers)  # raises if a commit was retired meanwhile
     made = [
         column or finish_column(job.backend, key, job.layout, manifest)

@@ -25,7 +25,6 @@ class TokenView(View):
     packing: str
     """Way in which documents become rows: `stream`."""
     tokenizer: str | None
-    """Digest of the tokenizer."""
     bos: int | None
     """Token before each document, if any."""
     eos: int | None

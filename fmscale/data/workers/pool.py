@@ -13,15 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fmscale
 from fmscale.data.workers.messages import Message, decode, encode, rebuild_error
+from fmscale.data.workers.serve import Run
 from fmscale.errors import ConfigError, RankError
 
 END_SECONDS = 10.0
 """Time for a process to end after SIGTERM: it may be in the middle of a write."""
+
+Progress = Callable[[int, int], object]
+"""Receives the records done and the records of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,10 @@ class UnitWork:
     """Units to do, in order."""
     describe: Callable[[int], str]
     """Names a unit, for errors."""
-    done: Callable[[str], object]
-    """Receives the outcome of each unit."""
-    advance: Callable[[int], object]
+    advance: Callable[[int], object] = lambda records: None
     """Receives the progress of units."""
+    done: Callable[[str], object] = lambda outcome: None
+    """Receives the outcome of each unit."""
 
 
 def run_units(work: UnitWork, count: int) -> None:
@@ -78,6 +82,24 @@ def run_units(work: UnitWork, count: int) -> None:
         deadline = time.monotonic() + END_SECONDS
         for process in processes:
             process.end(deadline)
+
+
+def share_units(work: UnitWork, most: int, run: Run, *, total: int, done: int, progress: Progress) -> None:
+    """Do the units in processes, `most` or fewer, or a single one in this process by `run`. `progress` receives the
+    records done, `done` before the first unit, and the `total`.
+    """
+
+    def advance(records: int) -> None:
+        nonlocal done
+        done += records
+        progress(done, total)
+
+    advance(0)
+    if (count := min(most, len(work.units))) > 1:
+        run_units(replace(work, advance=advance), count)
+    else:
+        for unit in work.units:
+            run(unit, advance)
 
 
 def most_workers(workers: int | None, urls: Iterable[str], name: str) -> int:

@@ -21,7 +21,6 @@ class Turns:
     question: str
     system: str = ""
     examples: Sequence[tuple[str, str]] = ()
-    """Questions with their answers."""
     delimiter: str = " "
     """Text between a question and its answer, in plain form."""
     separator: str = "\n\n"

@@ -83,11 +83,8 @@ class Answered:
     prompt: str
     """The whole text that it read."""
     replies: list[str]
-    """Its replies."""
     parsed: list[str | None]
-    """The answer in each reply."""
     votes: dict[str, int]
-    """Replies with each answer."""
     answer: str | None
     """The answer of most replies."""
 

@@ -28,7 +28,6 @@ class Replies:
     prompt_tokens: int
     """Tokens that the model read."""
     answers: list[ChatReply]
-    """All answers."""
 
 
 Event = tuple[int, str] | Replies | ApiError

@@ -29,7 +29,6 @@ class TaskResult:
 
     metrics: list[Metric]
     documents: Rows
-    """Result of each document."""
     report: dict[str, Any]
     """Run, step, and digests of the weights, the task, the chat template, the program and the prompts."""
 

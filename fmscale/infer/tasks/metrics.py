@@ -18,7 +18,6 @@ class Metric:
     name: str
     value: float
     n: int
-    """Documents."""
     low: float | None = None
     """Lower end of the 95 % interval; None for a metric that is no share."""
     high: float | None = None

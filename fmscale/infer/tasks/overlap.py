@@ -11,27 +11,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.data.views.mask import own_masked
 from fmscale.errors import ConfigError, DataError
+from fmscale.infer.heldout import stored
 from fmscale.infer.tasks.prompts import questions
 from fmscale.infer.tasks.task import LoadedTask
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
-from fmscale.store.segments.handle import read_document_table
-from fmscale.store.segments.records import open_record_segment, read_records
-from fmscale.store.segments.tokens import open_segment, read_tokens
 
 NGRAM = 13
 """Words of an n-gram by default, GPT-3's longest."""
 LEAST = 8
 """Words of the shortest task document that is looked for, GPT-3's shortest n-gram."""
-READ_TOKENS, READ_RECORDS = 2**20, 256
-"""Tokens or records that are read at once."""
 
 _WORDS = re.compile(r"[^\s]+")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
@@ -55,7 +49,6 @@ class Overlap:
 
     found: list[Found]
     asked: int
-    """Documents of the task."""
     short: list[str]
     """Task documents that are too short to be looked for."""
     documents: int
@@ -130,30 +123,11 @@ def _texts(backend: Backend, commit: Commit, split: str, masked: Any) -> Iterato
     """Id, source and text of each document or record of a commit's split."""
     name = commit.tokenizer or commit.body.get("extra", {}).get("tokenizer")
     tokenizer = from_json(load_tokenizer(backend, name), f"tokenizer {name}") if isinstance(name, str) else None
-    for row in commit.manifests[split].rows():
-        records = commit.kind == "records"
-        segment: Any = (open_record_segment if records else open_segment)(backend, row.prefix, row.seal)
-        table = read_document_table(backend, segment)
-        ends = np.cumsum(table["tokens"].to_numpy())
-        places = (row.first_document if records else row.first_token) + np.append(0, ends[:-1])
-        out = np.zeros(len(ends), dtype=bool) if masked is None else np.isin(places, masked)
-        first = 0
-        while first < len(ends):
-            begin = int(ends[first - 1]) if first else 0
-            most = begin + (READ_RECORDS if records else READ_TOKENS)
-            last = max(first + 1, int(np.searchsorted(ends, most, side="right")))
-            if records:
-                read = read_records(backend, segment, first, last - first).to_pylist()
-                texts = [_record_text(record, tokenizer) for record in read]
-            else:
-                assert tokenizer is not None, "tokens have a tokenizer"
-                tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
-                texts = [tokenizer.decode(part) for part in np.split(tokens, ends[first : last - 1] - begin)]
-            part = table.slice(first, last - first).select(["id", "source"]).to_pylist()
-            for named, text, gone in zip(part, texts, out[first:last], strict=True):
-                if not gone:
-                    yield named["id"].hex(), named["source"], text
-            first = last
+    for named, content in stored(backend, commit, split, masked):
+        records = isinstance(content, dict)
+        assert records or tokenizer is not None, "tokens have a tokenizer"
+        text = _record_text(content, tokenizer) if tokenizer is None or records else tokenizer.decode(content)
+        yield named["id"].hex(), named["source"], text
 
 
 def _record_text(record: Any, tokenizer: Any) -> str:

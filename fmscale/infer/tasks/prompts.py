@@ -18,7 +18,6 @@ class Question(NamedTuple):
     where: str
     text: str
     choices: list[str]
-    """Choices of a choice task."""
     right: list[str]
     """Right answers; of a code task its tests."""
     gold: int

@@ -135,7 +135,6 @@ class LoadedTask:
     name: str
     config: TaskConfig
     documents: Sequence[Fields]
-    """Fields of each document."""
     places: Sequence[str]
     """file:line of each document, or its number in the task."""
     pool: Sequence[Fields] | None = None

@@ -20,7 +20,6 @@ class HfFolder:
     """A model in Hugging Face's format in a local folder."""
 
     config: ModelConfig
-    """Config of the model, with `vocab_size`."""
     shapes: dict[str, tuple[int, ...]]
     """Shapes of the tensors by fmscale's names."""
     files: list[Path]

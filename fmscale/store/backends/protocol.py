@@ -24,7 +24,6 @@ class ObjectInfo:
     key: str
     """Key relative to the store's URL."""
     bytes: int
-    """Size in bytes."""
     modified: float
     """Time of last modification, seconds since the epoch, by the store's clock."""
     etag: str = ""

@@ -38,7 +38,6 @@ class Layout(NamedTuple):
     dtype: str
     """Numpy name of the values' type."""
     shape: tuple[int, ...] = ()
-    """Shape of a value."""
 
 
 def finished_parts(backend: Backend, key: str) -> set[int]:

@@ -41,9 +41,7 @@ class SegmentRow:
     """One segment of a manifest."""
 
     prefix: str
-    """Folder on the store."""
     seal: str
-    """Digest of the segment's seal."""
     first_token: int
     """Tokens of the split before the segment."""
     first_document: int
@@ -61,7 +59,6 @@ class SplitTotals:
     tokens: int
     """Tokens; 0 for records."""
     documents: int
-    """Documents or records."""
     bytes: int
     """Bytes of all objects of its segments."""
 

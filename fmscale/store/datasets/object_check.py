@@ -25,7 +25,6 @@ class ObjectProblem:
     commit: int
     """Number of the commit that references the object."""
     key: str
-    """Key of the object on the store."""
     chunk: int | None = None
     """Index of the damaged chunk (or record batch) in the object, or None for the object as a whole."""
     what: str
@@ -46,7 +45,6 @@ class Expected:
     """An object as a commit, manifest or seal recorded it."""
 
     key: str
-    """Key on the store."""
     bytes: int
     digest: str
     hashed: "Callable[[], DataDigest | hashlib._Hash]" = DataDigest

@@ -39,13 +39,11 @@ class Measurement:
     """One kind of request, repeated."""
 
     operation: str
-    """Method of the backend."""
     bytes: int
     """Size of one request; 0 where no bytes are moved."""
     streams: int
     """Requests under way at the same time."""
     requests: int
-    """Number of requests made."""
     p50_ms: float
     """Median time of a request in milliseconds."""
     p99_ms: float

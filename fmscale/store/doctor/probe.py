@@ -54,9 +54,7 @@ class Capabilities:
     problem: str
     """The observed failure; empty if all is well."""
     writers: int
-    """Number of racing writers."""
     keys: int
-    """Number of raced keys."""
     time: float
     """Time of the probe, seconds since the epoch."""
 

@@ -16,7 +16,6 @@ class Lease:
     """The right to write to a log until another process takes the lease."""
 
     log: Log
-    """Log of the lease."""
     number: int
     """Place among all leases of this log, from 1."""
 

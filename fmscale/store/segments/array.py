@@ -54,12 +54,10 @@ class ArrayLayout:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape[1:], dtype=np.int64))
 
     @cached_property
     def chunk_bytes(self) -> int:
-        """Bytes of one inner chunk."""
         return self.inner * self.row_bytes
 
     @property
@@ -91,7 +89,6 @@ class ArraySpec:
     layout: ArrayLayout
     """Shape, type and chunking."""
     shards: tuple[ShardInfo, ...]
-    """Stored shards in order."""
     crc32c: np.ndarray
     """uint32 per inner chunk over the whole array; padding included."""
 

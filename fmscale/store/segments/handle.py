@@ -37,7 +37,6 @@ class ObjectRef:
     """The data of one stored object as chunks that can be read and verified one by one."""
 
     key: str
-    """Key on the store."""
     bytes: int
     """Bytes of all chunks, from the object's start on; padding included, index excluded."""
     chunk_bytes: int
@@ -57,9 +56,7 @@ class Segment:
     prefix: str
     """Folder of the segment on the store."""
     documents: int
-    """Number of documents, or of records."""
     arrays: dict[str, ArraySpec]
-    """The segment's arrays by name."""
     objects: dict[str, dict[str, Any]]
     """Size and digest of each object that is no shard and no file of records, by its key in the segment."""
 

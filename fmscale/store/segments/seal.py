@@ -45,7 +45,6 @@ class SealInfo:
     tokens: int
     """Tokens in the segment; 0 for records."""
     documents: int
-    """Documents, or records, in the segment."""
     bytes: int
     """Bytes of all objects of the segment together."""
 

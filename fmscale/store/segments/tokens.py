@@ -9,6 +9,7 @@ PREFIX/checksums.arrow             one row per inner chunk of tokens, document_e
 PREFIX/seal.json                   written last: sizes and digests of all of these
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from fmscale.store.segments.handle import (
 )
 from fmscale.store.segments.seal import FORMAT_VERSION, open_sealed
 
-__all__ = ["ObjectRef", "TokenSegment", "open_segment", "read_document_table", "read_documents", "read_tokens"]
+__all__ = ["ObjectRef", "TokenSegment", "open_segment", "read_document_table", "read_tokens", "split_tokens"]
 
 ARRAYS = ("tokens", "document_ends", "document_ids")
 """Arrays of a token segment, in the order of their rows in checksums.arrow."""
@@ -69,7 +70,16 @@ def read_tokens(backend: Backend, segment: TokenSegment, start: int, count: int)
     return read_rows(backend, segment, "tokens", start, count)
 
 
-def read_documents(backend: Backend, segment: TokenSegment, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exclusive ends (count,) and ids (count, 2) of documents [first, first + count), uint64, verified."""
-    ends = read_rows(backend, segment, "document_ends", first, count)
-    return ends, read_rows(backend, segment, "document_ids", first, count)
+def split_tokens(
+    backend: Backend, segment: TokenSegment, ends: np.ndarray, most: int
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(number of a document, tokens of it and of the documents behind it), read by at most `most` tokens, or a single
+    longer document, verified. `ends` are the exclusive ends of all documents of the segment.
+    """
+    first = 0
+    while first < len(ends):
+        begin = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, begin + most, side="right")))
+        tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
+        yield first, np.split(tokens, ends[first : last - 1].astype(np.int64) - begin)
+        first = last

@@ -45,13 +45,11 @@ class CacheLayout:
     """Offsets in a cache file."""
 
     bytes: int
-    """Bytes of the object."""
     chunk_bytes: int
     """Bytes per chunk; the last chunk may be short."""
 
     @property
     def chunks(self) -> int:
-        """Number of chunks."""
         return -(-self.bytes // self.chunk_bytes)
 
     @property

@@ -55,7 +55,6 @@ class Tiers:
     def __init__(self, tiers: Sequence[Tier] = ()) -> None:
         self._tiers = tuple(tiers)
         self.uses = tuple(TierUse() for _ in self._tiers)
-        """Counts by tier."""
         self._lock = Lock()
 
     def __bool__(self) -> bool:

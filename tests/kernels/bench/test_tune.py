@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels.dispatch import TunedEntry, TunedTable, read_table, write_table
+from fmscale.kernels.dispatch import TunedEntry, TunedTable, read_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.kernels import command
 from benchmarks.kernels import problems as real
 from benchmarks.kernels.command import main
-from benchmarks.kernels.tune import known_table, tune
+from benchmarks.kernels.tune import known_table, tune, write_table
 from tests.kernels.bench.tuning_problems import BREAKING, DEADLY, REFUSED, RIGHT, WRONG
 
 ROOT = Path(__file__).parents[3]

@@ -24,12 +24,12 @@ from fmscale.store.segments.tokens import (
     TokenSegment,
     open_segment,
     read_document_table,
-    read_documents,
     read_tokens,
+    split_tokens,
 )
 from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES, TokenSegmentWriter
 from tests.helpers.faulty_backend import Crash, Fault, FaultyBackend
-from tests.helpers.segments import Document, documents, flip, truncate, write_segment
+from tests.helpers.segments import Document, documents, flip, read_documents, truncate, write_segment
 
 PREFIX = "datasets/d/segments/job/00000000-train"
 # Lengths in tokens: an empty document, one token, an exact chunk, a chunk and one token, several chunks and shards of 2
@@ -58,6 +58,10 @@ def test_what_goes_in_comes_out(store: Backend) -> None:
         for count in (0, 1, 4097, 70_000):
             count = min(count, len(tokens) - start)
             assert np.array_equal(read_tokens(store, segment, start, count), tokens[start : start + count])
+    split = list(split_tokens(store, segment, ends, 70_000))
+    assert [first for first, _ in split] == np.cumsum([0, *(len(parts) for _, parts in split)])[:-1].tolist()
+    parts = [part for _, parts in split for part in parts]
+    assert all(np.array_equal(part, doc.tokens) for part, doc in zip(parts, docs, strict=True))
     found_ends, ids = read_documents(store, segment, 3, 700)
     assert found_ends.tolist() == ends[3:703].tolist()
     assert ids.dtype == np.uint64

@@ -95,7 +95,6 @@ class RawDocument:
 
     @property
     def text(self) -> str:
-        """The text."""
         return self.data.decode()
 
 

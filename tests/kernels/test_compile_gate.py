@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fmscale.kernels.compile import gate
-from fmscale.kernels.compile.lint import lint, parsed
 
-ROOT = Path(__file__).parents[3]
+from benchmarks.compile_gate import gate
+from benchmarks.compile_gate.lint import lint, parsed
+
+ROOT = Path(__file__).parents[2]
 # The kernel that spills holds a large matrix in registers; the other multiplies 16 rows, too few for wgmma.
 CASES = """
 import json, sys
 import triton, triton.language as tl
 from dataclasses import asdict
-from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.compile.gate import examine
+from benchmarks.compile_gate.case import CompileCase
+from benchmarks.compile_gate.gate import examine
 
 @triton.jit
 def product(A, B, C, ROWS: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr):
@@ -116,7 +117,7 @@ def test_the_default_attention_of_a_model_passes() -> None:
 ONES = """
 import json, sys
 from dataclasses import asdict, replace
-from fmscale.kernels.compile.gate import all_cases, examine
+from benchmarks.compile_gate.gate import all_cases, examine
 
 first = {case.kernel.__name__: case for case in reversed(all_cases())}
 rows = []
@@ -158,7 +159,7 @@ def test_the_committed_table_is_of_what_ships() -> None:
     assert set(gate.PAIRED) <= {report["triton"] for report in result["reports"]}
     names = [case.name for case in gate.all_cases()]
     for report in result["reports"]:
-        assert [row["name"] for row in report["rows"]] == names, "run `python -m fmscale.kernels.compile.gate`"
+        assert [row["name"] for row in report["rows"]] == names, "run `python -m benchmarks.compile_gate.gate`"
         refused = {row["name"]: row["problems"] for row in report["rows"] if row["problems"]}
         if report["triton"] in gate.PAIRED:
             assert refused == {}

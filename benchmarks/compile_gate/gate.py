@@ -1,7 +1,7 @@
 """Compile every shipped configuration of every kernel for sm_90, without a GPU, and judge the result.
 
-    python -m fmscale.kernels.compile.gate                     the installed Triton
-    python -m fmscale.kernels.compile.gate --triton 3.6.0 3.7.1   these, each in its own environment
+    python -m benchmarks.compile_gate.gate                     the installed Triton
+    python -m benchmarks.compile_gate.gate --triton 3.6.0 3.7.1   these, each in its own environment
 
 Refused: register spills, more shared memory than a Hopper block has, a matrix product without wgmma where one is
 promised, and code shapes known to be miscompiled (`lint`). The table goes to benchmarks/results/kernels_compile.json.
@@ -25,11 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fmscale.kernels
 import torch
-from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.compile.lint import lint
 from fmscale.kernels.launch import Kernel
+
+import benchmarks.compile_gate.cases
+from benchmarks.compile_gate.case import CompileCase
+from benchmarks.compile_gate.lint import lint
 
 SHARED_LIMIT = 227 * 1024
 """Shared memory that one block may have on sm_90, in bytes."""
@@ -64,15 +65,10 @@ class GateRow:
 
 
 def all_cases() -> list[CompileCase]:
-    """The cases of every op module."""
+    """The cases of every op."""
     cases: list[CompileCase] = []
-    modules = pkgutil.walk_packages(fmscale.kernels.__path__, "fmscale.kernels.")
-    for name in sorted(module.name for module in modules):
-        if name.startswith("fmscale.kernels.compile"):
-            continue
-        module_cases = getattr(importlib.import_module(name), "compile_cases", None)
-        if module_cases is not None and module_cases.__module__ == name:
-            cases += module_cases()
+    for module in sorted(module.name for module in pkgutil.iter_modules(benchmarks.compile_gate.cases.__path__)):
+        cases += importlib.import_module(f"benchmarks.compile_gate.cases.{module}").compile_cases()
     names = [case.name for case in cases]
     doubled = sorted({name for name in names if names.count(name) > 1})
     assert not doubled, f"case names must be unique: {doubled}"
@@ -206,7 +202,7 @@ def gate_with(version: str, pattern: str = "", jobs: int = 1) -> dict[str, Any]:
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "rows.json"
-        command = [sys.executable, "-m", "fmscale.kernels.compile.gate", "--rows", str(rows)]
+        command = [sys.executable, "-m", "benchmarks.compile_gate.gate", "--rows", str(rows)]
         command += ["--only", pattern, "--jobs", str(jobs)]
         subprocess.run(command, check=True, env=variables, cwd=scratch)
         report: dict[str, Any] = json.loads(rows.read_text())
@@ -249,7 +245,7 @@ def write(reports: Sequence[dict[str, Any]], path: Path = RESULTS) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 1 when a configuration is refused."""
-    parser = argparse.ArgumentParser(prog="python -m fmscale.kernels.compile.gate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_gate.gate", description=__doc__)
     parser.add_argument("--triton", nargs="+", default=[""], help="versions; default: the installed one")
     parser.add_argument("--only", default="", help="regular expression over case names; writes no result file")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

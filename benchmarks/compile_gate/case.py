@@ -1,8 +1,7 @@
 """A shipped configuration of a kernel, as input of the compile gate.
 
-Every op module exposes `compile_cases() -> list[CompileCase]`: each kernel with each of its launch configurations,
-at the dtypes and sizes that the kernel is meant for.
-`python -m fmscale.kernels.compile.gate` compiles them for sm_90 without a GPU.
+Each module of `cases` has `compile_cases() -> list[CompileCase]`. `python -m benchmarks.compile_gate.gate` compiles
+them for sm_90 without a GPU.
 """
 
 from collections.abc import Mapping

@@ -9,8 +9,9 @@ from fmscale.kernels.attention.configs import configs
 from fmscale.kernels.attention.device import block_e, precision
 from fmscale.kernels.attention.forward import forward_kernel
 from fmscale.kernels.attention.tiles import COUNT, slots_kernel
-from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.launch import tl_dtype
+
+from benchmarks.compile_gate.case import CompileCase
 
 KERNELS = {"forward": forward_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
 COUNTS = ("T", "S", "heads", "documents", "tiles", "section", "window")
