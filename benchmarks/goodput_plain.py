@@ -1,7 +1,8 @@
 """The peers of `fmscale bench goodput`: a plain loop over the same model and text, which saves with torch.save, or with
-torch's distributed checkpoint asynchronously: python -m benchmarks.goodput_plain FOLDER save|dcp EVERY.
+torch's distributed checkpoint asynchronously: python -m benchmarks.goodput_plain FOLDER save|dcp SECONDS.
 
-Each step appends its number to FOLDER/steps. A start goes on from the newest complete checkpoint.
+Each step appends its number to FOLDER/steps. A start goes on from the newest complete checkpoint. Saves are as far
+apart as is best with a fault every SECONDS: sqrt(2 * seconds that a save blocks * SECONDS), Young 1974.
 """
 
 import json
@@ -18,6 +19,8 @@ from torch import distributed, nn
 from benchmarks.goodput_run import BATCH, LENGTH, corpus_bytes, plain_model
 
 VOCAB = 256
+FIRST_SAVE = 8
+"""Steps before the first save, which tells how long a save takes."""
 
 
 def rows(text: np.ndarray, step: int) -> torch.Tensor:
@@ -74,7 +77,7 @@ class ByDcp:
         self._running = checkpoint.async_save(state, checkpoint_id=self._folder / str(int(state["step"])))
 
 
-def main(folder: Path, kind: str, every: int) -> None:
+def main(folder: Path, kind: str, fault_seconds: float) -> None:
     """Train until the process is killed."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -96,7 +99,7 @@ def main(folder: Path, kind: str, every: int) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         begin = int(saved["step"])
     with (folder / "steps").open("a") as log:
-        step = begin
+        step, every, due, began = begin, FIRST_SAVE, begin + FIRST_SAVE, time.perf_counter()
         while True:
             hidden: Any = model
             batch = rows(text, step)
@@ -109,7 +112,8 @@ def main(folder: Path, kind: str, every: int) -> None:
             step += 1
             log.write(json.dumps({"step": step, "time": time.time()}) + "\n")
             log.flush()
-            if step % every == 0:
+            if step == due:
+                before = time.perf_counter()
                 saver.save(
                     {
                         "model": model.state_dict(),
@@ -117,7 +121,10 @@ def main(folder: Path, kind: str, every: int) -> None:
                         "step": torch.tensor(float(step)),
                     }
                 )
+                blocked, each = time.perf_counter() - before, (before - began) / every
+                every = max(1, round((2 * blocked * fault_seconds) ** 0.5 / each))
+                due, began = step + every, time.perf_counter()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
