@@ -1,5 +1,5 @@
-"""R5.loop: CPU time of the training thread outside forward, backward and optimizer, and its waits for other ranks between
-an optimizer and the next forward: two real ranks under the real launcher, a tiny model, CPUs.
+"""R5.loop: CPU time of the training thread outside forward, backward and optimizer, and its waits for other ranks
+between an optimizer and the next forward: two real ranks under the real launcher, a tiny model, CPUs.
 
     python -m benchmarks.clusters_loop [--quick]
 """

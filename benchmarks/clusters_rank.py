@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
-from fmscale.config import load_config
 from fmscale.launch.environment import rank_environment
 from fmscale.launch.launch import LaunchRequest
 from fmscale.launch.torchrun import launch_by_torchrun
+from torch import distributed
+
+from fmscale.config import load_config
 from fmscale.runtime.world import read_world
 
 RANKS = 2
@@ -87,10 +87,11 @@ def record_requests() -> list[list[Any]]:
     from fmscale.train import session
 
     told: list[list[Any]] = []
+    inner = {kind: getattr(waits.HostWaits, kind) for kind in ("arrive", "barrier", "wait")}
     connect = session.connect
     session.connect = lambda *values, **named: RecordingStore(connect(*values, **named), told)  # type: ignore[attr-defined]
 
-    for kind in ("arrive", "barrier", "wait"):
+    for kind in inner:
 
         def call(self: Any, name: str, *values: Any, kind: str = kind, **named: Any) -> Any:
             value = values[0] if values else named.get("value", "")
@@ -100,7 +101,6 @@ def record_requests() -> list[list[Any]]:
             finally:
                 told.append(["main", "end " + kind, name, ""])
 
-        inner = {**locals().get("inner", {}), kind: getattr(waits.HostWaits, kind)}
         setattr(waits.HostWaits, kind, call)
     return told
 

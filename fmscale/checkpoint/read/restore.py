@@ -82,10 +82,10 @@ def restore(
     """Fill the live tensors of `pieces` from the newest checkpoint that all ranks find valid.
 
     All ranks of a run call it, each with the pieces that it needs, which may overlap. The ranks agree through
-    `waits`, which heed `stop`; a single process passes None. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With `partial`
-    the pieces need not cover the checkpoint, with `weights` only its weights. `convert` converts weights of another
-    floating type: a frozen tensor has the type in which its run computes. `tiers` are asked for chunks of 64 KiB before
-    the store. Returns None if the run has no checkpoint and `which` is auto.
+    `waits`, which heed `stop`; a single process passes None. `which` is `auto`, a step, or `entryN` (see
+    `catalog.pick`). With `partial` the pieces need not cover the checkpoint, with `weights` only its weights. `convert`
+    converts weights of another floating type: a frozen tensor has the type in which its run computes. `tiers` are asked
+    for chunks of 64 KiB before the store. Returns None if the run has no checkpoint and `which` is auto.
 
     Raises ConfigError for a checkpoint of another model, with the tensors that differ, or if no checkpoint matches
     `which`; CorruptData if no checkpoint is valid; StoreError where the store fails; RankError for another rank's
