@@ -10,31 +10,19 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.clusters_rank import run_ranks_of
-from benchmarks.clusters_restart import prepare
+from benchmarks.clusters_rank import run_ranks_of, small_run
 from benchmarks.harness import Claim
 
 STEPS = {False: 240, True: 60}
-SMALL = """model: {num_layers: 2, dim: 64, num_heads: 4, num_kv_heads: 2, hidden_dim: 128, max_seq_len: 64, tied: true}
-"""
 WARM = 20
 """First steps, which do not count."""
 TARGET = 3.0
 
 
-def small(config: str) -> str:
-    """A config of clusters_restart with a model of 0.6 M parameters, rows of 64 tokens, and no save before the last."""
-    lines = [line for line in config.splitlines() if not line.startswith("extends")]
-    text = "\n".join(lines).replace("checkpoint: {every: 4}", "checkpoint: {every: 1000000}")
-    return SMALL + text.replace("sequence_length: 512", "sequence_length: 64")
-
-
 def loop_claims(*, quick: bool) -> list[Claim]:
     """R5: milliseconds a step, and steps with a wait. Records are written at every step; no step saves."""
     with tempfile.TemporaryDirectory(prefix="fmscale-loop-") as place:
-        config = prepare(Path(place))
-        text = config.read_text().replace("steps: 1000000", f"steps: {STEPS[quick]}")
-        config.write_text(small(text))
+        config = small_run(Path(place), STEPS[quick])
         ranks = run_ranks_of("loop", config, Path(place) / "ranks")
     cpu = [1000 * value for rank in ranks for value in rank["cpu"][WARM:]]
     # The last steps have the run's end behind them.

@@ -20,11 +20,33 @@ from fmscale.launch.launch import LaunchRequest
 from fmscale.launch.torchrun import launch_by_torchrun
 from torch import distributed
 
+from benchmarks.clusters_restart import program
 from fmscale.config import load_config
 from fmscale.runtime.world import read_world
 
+CONFIG = """
+model: {{num_layers: 2, dim: 64, num_heads: 4, num_kv_heads: 2, hidden_dim: 128, max_seq_len: 64, tied: true}}
+store: {{url: {folder}/store}}
+data: {{sequence_length: 64, memory_bytes: 67108864, sources: [{{dataset: code}}]}}
+batch: {{global_batch: 8, micro_batch: 4}}
+train: {{run: small, folder: {folder}/runs, steps: {steps}, log_every: 1, zero_stage: {stage}}}
+schedule: {{kind: constant}}
+"""
 RANKS = 2
 PATIENCE = 300.0
+
+
+def small_run(folder: Path, steps: int, *, stage: int = 1) -> Path:
+    """The config of a run of `steps` steps, of 0.1 M parameters and rows of 64 bytes, which saves at its end; the
+    dataset is ingested if it is not there.
+    """
+    if not (folder / "store").exists():
+        source = str(Path(json.__file__).parent)
+        words = ("--store", f"{folder}/store", "--dataset", "code", "--tokenizer", "bytes", "--workers", "1")
+        subprocess.run([program(), "ingest", source, *words], check=True, capture_output=True)
+    path = folder / "run.yaml"
+    path.write_text(CONFIG.format(folder=folder, steps=steps, stage=stage))
+    return path
 
 
 def run_ranks_of(mode: str, config: Path, folder: Path) -> list[Any]:

@@ -26,8 +26,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.clusters_rank import run_ranks_of
-from benchmarks.clusters_restart import prepare
+from benchmarks.clusters_rank import run_ranks_of, small_run
 from benchmarks.harness import Claim
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.group import allow_open_files
@@ -51,12 +50,8 @@ Step = tuple[str, str, str]
 
 def record(folder: Path) -> list[list[Step]]:
     """Steps of rank 0 and of rank 1 in a start that restores a checkpoint of two ranks at ZeRO stage 3."""
-    config = prepare(folder)
-    text = config.read_text()
     for steps in (2, 3):
-        changed = text.replace("steps: 1000000", f"steps: {steps}").replace("train: {", "train: {zero_stage: 3, ")
-        config.write_text(changed)
-        found = run_ranks_of("requests", config, folder / f"to-{steps}")
+        found = run_ranks_of("requests", small_run(folder, steps, stage=3), folder / f"to-{steps}")
     return [_steps(told) for told in found]
 
 
@@ -217,6 +212,8 @@ def store_claims(*, quick: bool) -> list[Claim]:
         steps = record(Path(place))
         run = start_and_restore(size, steps, Path(place))
     shown = f"{run['barriers']} barriers, {run['requests']} requests, {run['wall']:.1f} s"
+    from benchmarks.clusters_manifest import manifest_claim
+
     return [
         Claim(
             id="R2.store",
@@ -239,6 +236,7 @@ def store_claims(*, quick: bool) -> list[Claim]:
             ok=run["a_barrier"] <= TARGET_REQUESTS,
             runs=[{"system": "fmscale", "value": run["a_barrier"], **run}],
         ),
+        manifest_claim(quick=quick),
     ]
 
 

@@ -124,7 +124,7 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
         timing = Timing(step=now - began, data_stall=stall - stalled, ckpt_blocking=blocking - blocked)
         began, stalled, blocked = now, stall, blocking
         loop.journal.add(step - 1, rate, result, timing)
-        if step in (length.first_step + 1, last):
+        if step == length.first_step + 1 or not taken or taken[0].ends_the_run:
             loop.journal.flush(show)
         elif step % config.train.log_every == 0:
             loop.journal.flush_later(show)
