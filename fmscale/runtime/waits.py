@@ -78,16 +78,10 @@ class HostWaits:
             found = list(keys.values())
             return [value.decode() for value in self._store.multi_get(found)] if self._store.check(found) else None
 
-        values = self._await(
-            name,
-            look,
-            lambda: [other for other in ranks if self._store.check([keys[other]])],
-            ranks,
-            deadline,
-            stop,
-            SHORTEST_PAUSE,
-            self._longest,
-        )
+        def there() -> list[int]:
+            return [other for other in ranks if self._store.check([keys[other]])]
+
+        values = self._await(name, look, there, ranks, deadline, stop, SHORTEST_PAUSE, self._longest)
         self._waited[name] = use
         return values
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fmscale.errors import RankError
 from fmscale.runtime.failure import Whereabouts, failure_report, write_first
@@ -44,8 +44,6 @@ SLOW = 10
 """Steps of median length after which a step counts as hung."""
 STATUS = 2
 """Exit status of `fmscale train` after an error."""
-
-T = TypeVar("T")
 
 
 class Watchdog:
@@ -163,10 +161,10 @@ class Watchdog:
         with suppress(TimeoutError):
             self._ask(partial(self._waits.report, failure))
 
-    def _ask(self, request: Callable[[], T]) -> T:
+    def _ask(self, request: Callable[[], Any]) -> Any:
         """The answer to a request. Raises TimeoutError after ANSWER_SECONDS, or while an earlier one is unanswered."""
         if self._asked is None or self._asked.done():
-            answer = self._asked = Future[T]()
+            answer = self._asked = Future()
             threading.Thread(target=_answer, args=(answer, request), name="watchdog-store", daemon=True).start()
             return answer.result(ANSWER_SECONDS)
         futures.wait([self._asked], ANSWER_SECONDS)
@@ -229,7 +227,7 @@ class Watchdog:
             os._exit(STATUS)
 
 
-def _answer(answer: "Future[T]", request: Callable[[], T]) -> None:
+def _answer(answer: "Future[Any]", request: Callable[[], Any]) -> None:
     try:
         answer.set_result(request())
     except BaseException as error:

@@ -154,13 +154,8 @@ def _state_bytes(config: Config, module: nn.Module, batch: BatchShape, device: s
     counts = {True: 0, False: 0}
     for parameter in module.parameters():
         counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
-    size = RunSize(
-        trained=counts[True],
-        frozen=counts[False],
-        world=batch.dp_size,
-        accumulation=batch.accumulation,
-        model=sizes_of(module),
-    )
+    sizes = {"trained": counts[True], "frozen": counts[False], "world": batch.dp_size}
+    size = RunSize(**sizes, accumulation=batch.accumulation, model=sizes_of(module))
     return all_stages(config, size, batch, on_gpu=device.startswith("cuda"))[config.train.zero_stage].device
 
 

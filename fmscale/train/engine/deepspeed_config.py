@@ -1,7 +1,7 @@
 """DeepSpeed's config, of a run's sections. It leaves no precision, and nothing that differs by stage, to a default."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -23,18 +23,10 @@ ALWAYS_WHOLE = 10_000
 model."""
 
 
-class ModelSizes(NamedTuple):
-    """Sizes of a model by which stage 3 fetches."""
-
-    block: int
-    """Elements of the largest block."""
-    other: int
-    """Elements of the largest parameter outside of blocks: an embedding or a head."""
-    width: int
-    """The smaller side of its matrices."""
-
-
-NO_SIZES = ModelSizes(0, 0, 0)
+ModelSizes = tuple[int, int, int]
+"""Sizes by which stage 3 fetches: elements of the largest block (an entry of a ModuleList), elements of the largest
+parameter outside of blocks (an embedding or a head), and the model's width, the smaller side of its matrices."""
+NO_SIZES: ModelSizes = (0, 0, 0)
 
 
 def deepspeed_config(
@@ -90,11 +82,11 @@ def deepspeed_config(
 
 
 def sizes_of(model: nn.Module) -> ModelSizes:
-    """The sizes of a model, whose blocks are the entries of its ModuleLists. Parts on other ranks count."""
+    """The sizes of a model; parts on other ranks count."""
     blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
     inside = {id(parameter) for block in blocks for parameter in block.parameters()}
     shapes = {id(p): tuple(getattr(p, "ds_shape", p.shape)) for p in model.parameters()}
-    return ModelSizes(
+    return (
         max((sum(math.prod(shapes[id(p)]) for p in block.parameters()) for block in blocks), default=0),
         max((math.prod(shape) for number, shape in shapes.items() if number not in inside), default=0),
         max((min(shape) for shape in shapes.values() if len(shape) > 1), default=0),
