@@ -106,7 +106,7 @@ class Rank:
     """A simulated rank, connected to the store."""
 
     def __init__(self, rank: int, size: int, port: int, folder: Path) -> None:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
         from torch.distributed.distributed_c10d import PrefixStore
 
         self.rank, self.size = rank, size
@@ -184,7 +184,7 @@ def start_and_restore(size: int, steps: list[list[Step]], folder: Path) -> dict[
     begin = time.monotonic()
     for pipe in pipes:
         pipe.send(begin)
-    counts = sum((pipe.recv() for pipe in pipes), Counter())
+    counts: Counter[str] = sum((pipe.recv() for pipe in pipes), Counter())
     seconds = time.monotonic() - begin
     ours.send(True)
     spent = ours.recv() - before
