@@ -44,9 +44,10 @@ class Exchange:
         return cls(torch.tensor([count, *slots, float(save), float(failed)], dtype=torch.float64))
 
     def finish(self) -> Facts:
-        """Wait for the facts of all ranks."""
-        if self._work is not None:
-            self._work.wait()
+        """Wait for the facts of all ranks; a second call has them."""
+        work, self._work = self._work, None
+        if work is not None:
+            work.wait()
         count, *slots, save, failed = self._numbers.tolist()
         reasons = [reason for reason, ranks in zip(REASONS, slots, strict=True) if ranks]
         return Facts(count=count, stop=max(reasons, default=Stop.NO), save=bool(save), failed=bool(failed))
@@ -54,16 +55,7 @@ class Exchange:
 
 def total(values: torch.Tensor, axis: Axis) -> torch.Tensor:
     """Sum over the ranks of an axis of a host tensor, fp64. Logging sums the losses of several steps at once."""
-    return _reduced(values, axis, distributed.ReduceOp.SUM)
-
-
-def largest(values: torch.Tensor, axis: Axis) -> torch.Tensor:
-    """Maximum over the ranks of an axis of a host tensor, fp64: a step is as slow as its slowest rank."""
-    return _reduced(values, axis, distributed.ReduceOp.MAX)
-
-
-def _reduced(values: torch.Tensor, axis: Axis, operation: distributed.ReduceOp.RedOpType) -> torch.Tensor:
     values = values.detach().to("cpu", torch.float64)
     if axis.size > 1:
-        distributed.all_reduce(values, op=operation, group=axis.group)
+        distributed.all_reduce(values, group=axis.group)
     return values

@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 import time
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,11 @@ SHORTEST_PAUSE = 0.002
 LONGEST_PAUSE = 0.25
 """Pauses between looks grow from the shortest to the longest: short waits end quickly, and long waits send few
 requests to rank 0. (The store's own timed wait warns on stderr at each timeout.)"""
+PAUSE_A_RANK = 0.002
+"""Least of the longest pause for each rank: 512 waiting ranks send 500 looks a second, as 125 do. At 4 looks a second
+each, a start and restore of 512 took 2.0 s of the store's one thread."""
+FIRST_PAUSE_A_RANK = 1e-4
+"""Time until the values of a barrier are there, for each rank: two requests, which take the store 20 to 40 us each."""
 COLLECTOR_PAUSE = 0.05
 """Longest pause of a rank that collects the arrivals at a barrier: the others wait for it."""
 FEW = 8
@@ -48,6 +54,7 @@ class HostWaits:
         self._world = world
         self.rank = world.rank
         self._notice_seconds = notice_seconds
+        self._longest = max(LONGEST_PAUSE, PAUSE_A_RANK * world.world_size)
         self._arrived: dict[str, int] = {}
         self._waited: dict[str, int] = {}
 
@@ -71,9 +78,10 @@ class HostWaits:
             found = list(keys.values())
             return [value.decode() for value in self._store.multi_get(found)] if self._store.check(found) else None
 
-        values = self._await(
-            name, look, lambda: [other for other in ranks if self._store.check([keys[other]])], ranks, deadline, stop
-        )
+        def there() -> list[int]:
+            return [other for other in ranks if self._store.check([keys[other]])]
+
+        values = self._await(name, look, there, ranks, deadline, stop, SHORTEST_PAUSE, self._longest)
         self._waited[name] = use
         return values
 
@@ -99,18 +107,21 @@ class HostWaits:
             return [found[other] for other in everyone] if len(found) == len(everyone) else None
 
         def published() -> list[str] | None:
-            text = self._peek(joint)
-            return list(json.loads(text)) if text else None
+            packed = self._peek(joint)
+            return list(json.loads(zlib.decompress(packed))) if packed else None
 
+        first = SHORTEST_PAUSE
         if not collects:
-            time.sleep(SHORTEST_PAUSE)  # rank 0 has not collected yet: a look now would be in vain
-        longest = COLLECTOR_PAUSE if collects else LONGEST_PAUSE
-        values = self._await(name, collected if collects else published, arrivals, everyone, deadline, stop, longest)
+            first = max(first, FIRST_PAUSE_A_RANK * len(everyone))
+            time.sleep(first)  # rank 0 has not collected yet: a look now would be in vain
+        look, longest = (collected, COLLECTOR_PAUSE) if collects else (published, self._longest)
+        values = self._await(name, look, arrivals, everyone, deadline, stop, first, longest)
         self._waited[name] = use
         if self.rank == 0:
             many = len(everyone) > FEW
             if many:
-                self._store.set(joint, json.dumps(values))
+                # The values of ranks are alike: 512 ranks would read 80 MB of them in a start and restore.
+                self._store.set(joint, zlib.compress(json.dumps(values).encode(), 1))
             # every rank has reached this use of the name, so no rank can still read the use before
             for key in _keys(name, use - 1)[: 1 + many] if use > 1 else ():
                 self._store.delete_key(key)
@@ -129,7 +140,7 @@ class HostWaits:
 
     def failure(self) -> str:
         """The first failure that a rank has reported; empty without a failure. Raises torch's DistNetworkError."""
-        return self._peek(FAILED)
+        return self._peek(FAILED).decode(errors="replace")
 
     def _await(
         self,
@@ -139,13 +150,14 @@ class HostWaits:
         awaited: Sequence[int],
         deadline: float,
         stop: StopFlag | None,
-        longest: float = LONGEST_PAUSE,
+        pause: float,
+        longest: float,
     ) -> list[str]:
-        """The values that `look` finds, once all of `awaited` are in `arrived`."""
+        """The values that `look` finds, once all of `awaited` are in `arrived`; the pauses grow from `pause`."""
         from torch.distributed import DistNetworkError
 
         begin = noticed = heard = time.monotonic()
-        pause, reason = SHORTEST_PAUSE, ""
+        reason = ""
         try:
             while (values := look()) is None:
                 now = time.monotonic()
@@ -154,7 +166,7 @@ class HostWaits:
                     reason = told_to_stop(stop)
                     deadline = min(deadline, waited + STOP_SECONDS)
                 late = waited >= deadline
-                if late or now - heard >= LONGEST_PAUSE:
+                if late or now - heard >= self._longest:
                     heard = now
                     self._raise_failure(name, waited)
                 if late or now - noticed >= self._notice_seconds:
@@ -184,10 +196,10 @@ class HostWaits:
             remedy = "That rank's error.json and log have the cause."
             raise RankError(f"rank {self.rank} waited {waited:.0f} s in {name} when {cause}", remedy=remedy)
 
-    def _peek(self, key: str) -> str:
-        """The value of a key, or "" if there is none, in one request: a store's `get` waits for a missing key."""
+    def _peek(self, key: str) -> bytes:
+        """The value of a key, or b"" if there is none, in one request: a store's `get` waits for a missing key."""
         value: bytes = self._store.compare_set(key, "?", "?")
-        return "" if value == b"?" else value.decode(errors="replace")
+        return b"" if value == b"?" else value
 
 
 def told_to_stop(stop: StopFlag) -> str:

@@ -13,8 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 """Pause between looks: 512 ranks then send 512 requests a second, 1 % of the store's thread."""
+ANSWER_SECONDS = 2.0
+"""Longest wait for the store: its requests have no time limit of their own, and would hang with a stopped store."""
 GRACE_SECONDS = 15.0
 """Time that the main thread has to end by itself: launchers kill 30 s after a stop."""
 SLOW = 10
@@ -60,6 +65,9 @@ class Watchdog:
         self._told: tuple[float, str] | None = None
         """Time and name of the first stop signal."""
         self._pace, self._beats, self._explained = Pace(), Beats(), 0.0
+        self._asked: Future[Any] | None = None
+        self._unanswered = 0
+        """Looks since the store last answered."""
         self._lock, self._closed, self._leaving = threading.Lock(), False, False
         self._thread: threading.Thread | None = None
         self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -118,10 +126,12 @@ class Watchdog:
         self._pace.count(self._where.step, now)
         slow = SLOW * self._pace.median
         try:
-            failure = self._waits.failure()
-            self._tell_state()
-            if self._world.rank == 0:
-                self._look_after()
+            failure, self._unanswered = self._ask(self._look), 0
+        except TimeoutError:
+            self._unanswered += 1
+            silent = self._unanswered * LOOK_SECONDS
+            told = f"the store that rank 0 or its launcher serves has not answered for {silent:.0f} s"
+            failure = self._where.lost or told if silent > self._limit / 2 else ""
         except DistError:
             failure = self._where.lost or "the store that rank 0 or its launcher serves is gone"
         if failure and self._ends is None and not self._leaving:
@@ -145,7 +155,28 @@ class Watchdog:
         """Report a rank's end, unless a failure is reported: it was killed, or crashed."""
         if not (self._closed or self._leaving):
             self._where.lost = self._where.lost or end
-            self._waits.report(end)
+            self._report(end)
+
+    def _report(self, failure: str) -> None:
+        with suppress(TimeoutError):
+            self._ask(partial(self._waits.report, failure))
+
+    def _ask(self, request: Callable[[], Any]) -> Any:
+        """The answer to a request. Raises TimeoutError after ANSWER_SECONDS, or while an earlier one is unanswered."""
+        if self._asked is None or self._asked.done():
+            answer = self._asked = Future()
+            threading.Thread(target=_answer, args=(answer, request), name="watchdog-store", daemon=True).start()
+            return answer.result(ANSWER_SECONDS)
+        futures.wait([self._asked], ANSWER_SECONDS)
+        raise TimeoutError
+
+    def _look(self) -> str:
+        """The first failure that a rank has reported; tells this rank's state."""
+        failure = self._waits.failure()
+        self._tell_state()
+        if self._world.rank == 0:
+            self._look_after()
+        return failure
 
     def _tell_state(self) -> None:
         self._store.set(f"watch/{self._world.rank}", json.dumps(state_of(self._world.rank, self._where)))
@@ -168,9 +199,9 @@ class Watchdog:
         from torch.distributed import DistError
 
         try:
-            places = tell_places(self._states())
-        except DistError as error:
-            places = f"the store does not say where the other ranks are: {error}"
+            places = tell_places(self._ask(self._states))
+        except (DistError, TimeoutError) as error:
+            places = f"the store does not say where the other ranks are{f': {error}' * bool(str(error))}"
         line = f"rank {self._world.rank}: no end of {self._where.phase} at step {self._where.step} for {seconds:.0f} s"
         path = self._folder / f"stacks-rank{self._world.rank:05d}.txt"
         logger.warning("%s. %s. %s.", line, places, write_stacks(path, f"{line}. {places}"))
@@ -187,10 +218,17 @@ class Watchdog:
                 "on from the newest checkpoint.",
             )
             logger.error("%s", error)
-            self._waits.report(f"rank {self._world.rank} ended, as {cause}")
+            self._report(f"rank {self._world.rank} ended, as {cause}")
             with suppress(OSError):
                 write_first(self._folder, failure_report(error, self._world, self._where))
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()
             os._exit(STATUS)
+
+
+def _answer(answer: "Future[Any]", request: Callable[[], Any]) -> None:
+    try:
+        answer.set_result(request())
+    except BaseException as error:
+        answer.set_exception(error)

@@ -1,5 +1,7 @@
 """The frozen weights of an adapter run, which its base has."""
 
+from typing import Any
+
 from fmscale.checkpoint.base import name_base, pin_for
 from fmscale.checkpoint.checkpoint import Checkpoint
 from fmscale.checkpoint.read.restore import restore
@@ -17,7 +19,7 @@ def load_base(session: Session, base: Checkpoint, engine: Engine) -> dict[str, s
     if session.world.rank == 0:
         pin_for(run, backend, base)
     # The base run may commit another checkpoint between the looks of two ranks.
-    which = f"entry{session.from_rank_0('entry of the base', base.found.entry)}"
-    pieces, waits = engine.base_pieces(), session.waits
-    restore(base.backend, base.run, pieces, which=which, waits=waits, tiers=session.tiers, weights=True, convert=True)
+    which = f"entry{session.from_rank_0('entry of the base', base.found.entry, session.stop)}"
+    options: dict[str, Any] = {"which": which, "waits": session.waits, "stop": session.stop, "tiers": session.tiers}
+    restore(base.backend, base.run, engine.base_pieces(), weights=True, convert=True, **options)
     return name_base(base, backend)

@@ -224,10 +224,10 @@ def load_init(session: Session, init: Init, engine: Engine) -> dict[str, Any]:
             piece.tensor.copy_(source.read(piece.name).view(-1)[piece.start : piece.start + piece.count])
     else:
         # A job of that run may commit another checkpoint between the looks of two ranks.
-        which = f"entry{session.from_rank_0('entry of the first weights', source.found.entry)}"
-        options: dict[str, Any] = {"which": which, "waits": session.waits, "weights": True, "convert": True}
+        which = f"entry{session.from_rank_0('entry of the first weights', source.found.entry, session.stop)}"
+        options: dict[str, Any] = {"which": which, "waits": session.waits, "stop": session.stop, "weights": True}
         if source is not init.base:  # a base has no weights of the adapter
-            restore(source.backend, source.run, weights, partial=init.unread, **options)
+            restore(source.backend, source.run, weights, partial=init.unread, convert=True, **options)
         digest, facts["step"] = source.found.body["manifest"]["digest"], source.step
     engine.restored(0)
     return {**facts, "digest": digest}
@@ -238,7 +238,8 @@ def _folder_digest(session: Session, folder: HfFolder) -> str:
     share = folder.files[session.world.rank :: session.world.world_size]
     digests = {file.name: data_digest(np.memmap(file, np.uint8, "r").data) for file in share}
     sizes = {file.name: file.stat().st_size for file in folder.files}
-    answers = session.waits.barrier("digest of the first weights", value=json.dumps([sizes, digests]))
+    told = json.dumps([sizes, digests])
+    answers = session.waits.barrier("digest of the first weights", value=told, stop=session.stop)
     for number, (there, theirs) in enumerate(map(json.loads, answers)):
         digests |= theirs
         if there != sizes:

@@ -1,4 +1,4 @@
-"""Metrics of the steps: kept on the device until they are logged, then reduced over ranks together."""
+"""Metrics of the steps: on their way from the device until they are logged, then reduced over ranks together."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fmscale.runtime.axes import Axis
-from fmscale.runtime.collectives import largest, total
+from fmscale.runtime.collectives import total
 from fmscale.runtime.sinks.protocol import Ending
 from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.text import clean
@@ -56,26 +56,51 @@ class Journal:
         self.peak = peak_flops if unit == "tokens" else None
         self._world_size = world_size
         self._pending: list[tuple[int, float, StepResult, Timing, float]] = []
+        self._sums: list[torch.Tensor] = []
+        self._copied: torch.cuda.Event | None = None
+        self._due: Callable[[Mapping[str, Any]], None] | None = None
 
     def add(self, step: int, rate: float, result: StepResult, timing: Timing) -> None:
-        """Remember a step that has just ended, without a synchronisation with the device."""
+        """Remember a step that has just ended, without a synchronisation with the device: the copy of its sums is
+        queued now, as a later copy would wait for the next backward.
+        """
+        sums = _sums_of(result, sorted(result.metrics))
+        self._sums.append(sums.to("cpu", non_blocking=True))
+        if sums.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
         self._pending.append((step, rate, result, timing, time.time()))
 
+    def flush_later(self, show: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have `flush_due` write the steps until now."""
+        self._due = show
+
+    def flush_due(self) -> None:
+        """Write the steps that are to be written, on all ranks: called where the host has time, after a backward."""
+        if self._due:
+            self.flush()
+
     def flush(self, show: Callable[[Mapping[str, Any]], None] | None = None) -> list[dict[str, Any]]:
-        """Write the pending steps; returns their records. `show` gets the last record, on every rank."""
+        """Write the pending steps; returns their records. `show`, or else that of `flush_later`, gets the last record,
+        on every rank.
+        """
+        show, self._due = show or self._due, None
         if not self._pending:
             return []
         steps = [entry[0] for entry in self._pending]
         results = [entry[2] for entry in self._pending]
         names = sorted(results[0].metrics)
         own = torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in (entry[3] for entry in self._pending)])
-        # The means of each rank travel in the sum of the losses: a slot a rank, which the others leave at 0.
-        ranks = torch.zeros((self._dp.size, 2), dtype=torch.float64)
-        ranks[self._dp.rank] = own[:, :2].double().mean(0)
-        sums = torch.stack([_sums_of(result, names) for result in results]).cpu().double()
+        # The times of each rank travel in the sum of the losses: a slot a rank, which the others leave at 0.
+        ranks = torch.zeros((self._dp.size, *own.shape), dtype=torch.float64)
+        ranks[self._dp.rank] = own
+        if self._copied is not None:
+            self._copied.synchronize()
+        sums = torch.stack(self._sums).double()
+        self._sums.clear()
         both = total(torch.cat((sums.view(-1), ranks.view(-1))), self._dp)
         sums, ranks = both[: sums.numel()].view(sums.shape), both[sums.numel() :].view(ranks.shape)
-        slowest = largest(own, self._dp)
+        slowest = ranks.amax(0)  # a step is as slow as its slowest rank
         records = []
         for i, (step, rate, result, _, ended) in enumerate(self._pending):
             spent = dict(zip(("seconds", "data_stall", "ckpt_blocking"), slowest[i].tolist(), strict=True))
@@ -107,7 +132,7 @@ class Journal:
         for record in records:
             self.sinks.put("step", record)
         if self._dp.size > 1:
-            seconds, stalls = ([float(f"{value:.3g}") for value in column] for column in ranks.T.tolist())
+            seconds, stalls = ([float(f"{value:.3g}") for value in column] for column in ranks.mean(1).T[:2].tolist())
             self.event(event="ranks", step=steps[-1] + 1, seconds=seconds, data_stall=stalls)
         if show:
             show(records[-1])

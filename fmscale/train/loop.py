@@ -62,7 +62,8 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
 
     The rows of a step are taken, and its facts exchanged, when the step before it has launched its last backward: a
     GPU is busy then, and every rank has sent its facts before the optimizer's collectives end. A stop or a save by the
-    clock that comes later than that acts one step later.
+    clock that comes later than that acts one step later. The records that are due are written there too, so that no
+    rank waits for another between its optimizer and its next forward, but for a save or an evaluation.
 
     Raises Diverged after too many steps in a row that could not be applied, DataError if none had a target, Spiked.
     """
@@ -97,6 +98,9 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
         def launched(more: bool = step + 1 < last) -> None:
             if more:
                 taken.append(take())
+            loop.journal.flush_due()
+            if more:
+                taken[0].exchange.finish()
 
         rate = learning_rate(config.schedule, config.optimizer.lr, *length.place(step))
         result = train_step(
@@ -120,8 +124,10 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
         timing = Timing(step=now - began, data_stall=stall - stalled, ckpt_blocking=blocking - blocked)
         began, stalled, blocked = now, stall, blocking
         loop.journal.add(step - 1, rate, result, timing)
-        if step % config.train.log_every == 0 or step in (length.first_step + 1, last):
+        if step == length.first_step + 1 or not taken or taken[0].ends_the_run:
             loop.journal.flush(show)
+        elif step % config.train.log_every == 0:
+            loop.journal.flush_later(show)
         if step == length.first_step + 1:
             phases = {**where.spent, "first step": timing.step}
             loop.journal.event(event="first_step", step=step, seconds=sum(phases.values()), phases=phases)

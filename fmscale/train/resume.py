@@ -118,6 +118,7 @@ def restore(
         engine.pieces(save=False),
         which=resume.which,
         waits=session.waits,
+        stop=session.stop,
         tiers=session.tiers,
         convert=True,
     )

@@ -45,6 +45,12 @@ class Rows:
         inputs = [each.to(session.device) for each in host]
         return cls(state=state, batches=batches, inputs=inputs, exchange=exchange)
 
+    @property
+    def ends_the_run(self) -> bool:
+        """True on all ranks if the step is not taken: a rank has no rows, or was told to stop."""
+        facts = self.exchange.finish()
+        return facts.failed or bool(facts.stop)
+
     def facts(self, session: Session) -> Facts:
         """The facts of the step. Raises the loader's error, or RankError with that of another rank."""
         facts = self.exchange.finish()

@@ -22,7 +22,7 @@ from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
 from fmscale.train.data import check_length, empty_batch, memory_at_its_place
-from fmscale.train.engine.deepspeed_config import check_hpz
+from fmscale.train.engine.deepspeed_config import check_hpz, sizes_of
 from fmscale.train.engine.memory import device_memory
 from fmscale.train.garbage import collected_together
 from fmscale.train.init import with_model
@@ -154,7 +154,8 @@ def _state_bytes(config: Config, module: nn.Module, batch: BatchShape, device: s
     counts = {True: 0, False: 0}
     for parameter in module.parameters():
         counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
-    size = RunSize(trained=counts[True], frozen=counts[False], world=batch.dp_size, accumulation=batch.accumulation)
+    sizes = {"trained": counts[True], "frozen": counts[False], "world": batch.dp_size}
+    size = RunSize(**sizes, accumulation=batch.accumulation, model=sizes_of(module))
     return all_stages(config, size, batch, on_gpu=device.startswith("cuda"))[config.train.zero_stage].device
 
 

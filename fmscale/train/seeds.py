@@ -18,5 +18,11 @@ def seed_of(*numbers: int) -> int:
 
 
 def seed_dropout(seed: int, step: int, rank: int, microbatch: int) -> None:
-    """Seed every generator for a forward of a data-parallel rank: the same dropout whenever this forward runs again."""
-    torch.manual_seed(seed_of(seed, step, rank, microbatch))
+    """Seed the generators of the CPU and of this rank's GPU for a forward of a data-parallel rank: the same dropout
+    whenever this forward runs again. (`torch.manual_seed` takes 2 ms on a CPU: it keeps each call, with its stack three
+    times, for accelerators that may still be initialised.)
+    """
+    number = seed_of(seed, step, rank, microbatch)
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)

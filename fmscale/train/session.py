@@ -71,9 +71,11 @@ class Session:
         """
         self.waits.barrier("opening the data", deadline=self.config.train.comm_seconds, stop=self.stop)
 
-    def from_rank_0(self, name: str, number: int) -> int:
-        """Wait for all ranks at `name`, and return the number of rank 0. Raises RankError."""
-        return int(self.waits.barrier(name, value=str(number))[0])
+    def from_rank_0(self, name: str, number: int, stop: StopFlag | None = None) -> int:
+        """Wait for all ranks at `name`, and return the number of rank 0. Raises RankError, also after a `stop`: give it
+        where there is nothing to save.
+        """
+        return int(self.waits.barrier(name, value=str(number), stop=stop)[0])
 
 
 def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> Session:

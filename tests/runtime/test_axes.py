@@ -7,7 +7,7 @@ import torch
 
 from fmscale.errors import ConfigError
 from fmscale.runtime.axes import Axis, axes_of, with_groups
-from fmscale.runtime.collectives import largest, total
+from fmscale.runtime.collectives import total
 from fmscale.runtime.world import World
 from fmscale.train.engine.gather import gather_over
 from tests.helpers.ranks import run_ranks
@@ -35,11 +35,11 @@ def test_axes_that_do_not_multiply_to_the_ranks_are_refused() -> None:
 
 
 def over_the_grid(rank: int, size: int) -> Any:
-    """The callers of an axis on a 2 x 2 grid: sums, maxima and gathers along each axis."""
+    """The callers of an axis on a 2 x 2 grid: sums and gathers along each axis."""
     world = World(rank=rank, world_size=size)
     axes = with_groups(world, axes_of(world, GRID))
     mine = torch.tensor([float(10**rank)])
-    sums = {name: (total(mine, axis).item(), largest(mine, axis).item()) for name, axis in axes.items()}
+    sums = {name: total(mine, axis).item() for name, axis in axes.items()}
     rows = mine.clone().requires_grad_()
     everyone = gather_over(axes["cp"])(rows)
     (everyone * (1 + rank)).sum().backward()
@@ -51,8 +51,8 @@ def over_the_grid(rank: int, size: int) -> Any:
 
 def test_a_grid_of_two_axes_has_groups_along_each() -> None:
     ranks = run_ranks(over_the_grid, 4)
-    assert [sums["dp"] for sums, *_ in ranks] == [(101, 100), (1010, 1000)] * 2
-    assert [sums["cp"] for sums, *_ in ranks] == [(11, 10)] * 2 + [(1100, 1000)] * 2
+    assert [sums["dp"] for sums, *_ in ranks] == [101, 1010] * 2
+    assert [sums["cp"] for sums, *_ in ranks] == [11] * 2 + [1100] * 2
     assert [everyone for _, everyone, *_ in ranks] == [[1, 10]] * 2 + [[100, 1000]] * 2
     assert [gradient for _, _, gradient, _ in ranks] == [3, 3, 7, 7]
     assert all(group is None for *_, group in ranks)

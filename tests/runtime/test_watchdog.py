@@ -3,12 +3,14 @@
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from fmscale.runtime.failure import Whereabouts, first_failure
 from fmscale.runtime.group import connect
 from fmscale.runtime.peers import Peers, identity
 from fmscale.runtime.stop import StopFlag
+from fmscale.runtime.tcp_store import LOOPBACK, serve_store
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.watchdog import Watchdog
 from fmscale.runtime.watched import Pace, lagging, read_watched, tell_places, write_watched
@@ -137,6 +140,54 @@ def test_a_rank_that_is_ending_is_left_alone(watched: SimpleNamespace, monkeypat
     watched.dog._end("by itself")
     assert not watched.dog._thread.is_alive()
     assert not watched.ended.is_set()
+
+
+def left_by_the_store(rank: int, size: int, folder: str) -> list[str]:
+    """Rank 0, which serves the store, is stopped for a while, then for long; the causes that rank 1 ends with."""
+    world = read_world(os.environ)
+    waits = HostWaits(connect(world), world)
+    own = serve_store(LOOPBACK, 0, 60.0) if rank == 0 else None
+    pid, port = json.loads(waits.barrier("process", value=json.dumps([os.getpid(), own and own.port]))[0])
+    if rank == 0:
+        waits.wait("end", ranks=[1], deadline=60)
+        return []
+    store = connect(World(rank=1, world_size=2, master=(LOOPBACK, port)))
+    ended: queue.Queue[str] = queue.Queue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watchdog, "LOOK_SECONDS", 0.01)
+        patch.setattr(watchdog, "ANSWER_SECONDS", 0.05)
+        patch.setattr(watchdog, "GRACE_SECONDS", 0.0)
+        dog = Watchdog(store, World(rank=1, world_size=2), Whereabouts(), Path(folder), StopFlag(), limit=0.5)
+        patch.setattr(dog, "_end", ended.put)
+        dog.start([identity()])
+        causes = []
+        for seconds in (1e6, 0.5):
+            dog._limit = seconds
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                until(lambda: dog._unanswered >= 5)
+                if seconds < 1:
+                    causes.append(ended.get(timeout=30))
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            until(lambda: dog._unanswered == 0)
+            assert ended.empty() or causes, "a pause is no loss"
+        dog.close()
+    waits.arrive("end")
+    return [*causes, *[thread.name for thread in threading.enumerate() if thread.name == "watchdog-store"]]
+
+
+def until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_store_that_does_not_answer_is_named_after_the_limit_and_asked_by_one_thread(tmp_path: Path) -> None:
+    cause, *threads = run_ranks(left_by_the_store, 2, str(tmp_path))[1]
+    assert re.fullmatch(r"the store that rank 0 or its launcher serves has not answered for \d+ s", cause)
+    assert threads == []
 
 
 def deaf(rank: int, size: int, folder: str) -> None:

@@ -12,7 +12,9 @@ def test_the_same_numbers_give_the_same_dropout() -> None:
         seed_dropout(*numbers)
         return torch.rand(4).tolist()
 
+    kept = len(torch.cuda._queued_calls)
     assert drawn(1, 2, 3, 4) == drawn(1, 2, 3, 4)
+    assert len(torch.cuda._queued_calls) == kept, "a step of a CPU leaves nothing behind for a GPU"
     assert len({tuple(drawn(*numbers)) for numbers in itertools.product((0, 1), repeat=4)}) == 16
 
 

@@ -42,7 +42,7 @@ class Tensor(NamedTuple):
         return elements(self.shape) * self.item_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FileRange:
     """A piece without its memory: a range of a logical tensor."""
 

@@ -77,8 +77,10 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
                 )
             file = place[seal.files[piece.file].key]
             rows.append((number, piece.range.start, piece.range.count, file, piece.offset, piece.digest))
-    rows.sort(key=lambda row: row[:2])
-    columns = {name: np.array([row[i] for row in rows], dtype=dtype) for i, (name, dtype) in enumerate(COLUMNS.items())}
+    *values, digests = zip(*rows, strict=True) if rows else ((),) * (len(COLUMNS) + 1)
+    columns = {name: np.array(value, dtype) for value, (name, dtype) in zip(values, COLUMNS.items(), strict=True)}
+    order = np.lexsort((columns["start"], columns["tensor"]))
+    columns = {name: column[order] for name, column in columns.items()}
     head = {
         "format_version": FORMAT_VERSION,
         "step": seals[0].step,
@@ -89,7 +91,7 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
         "tensors": [tensor for _, tensor in tensors.values()],
         "files": [files[key] for key in place],
     }
-    manifest = CheckpointManifest(head, columns, [row[-1] for row in rows])
+    manifest = CheckpointManifest(head, columns, [digests[row] for row in order])
     check_tiling(manifest)
     return manifest
 

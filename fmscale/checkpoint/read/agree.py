@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Callable
-from typing import TypeVar
 
 from fmscale.errors import CorruptData, FmscaleError, FormatError, ObjectNotFound, RankError
+from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
-
-T = TypeVar("T")
 
 DAMAGE = (CorruptData, ObjectNotFound, FormatError)
 """Errors that make a checkpoint invalid. Any other error, such as a store that does not answer, proves no damage."""
@@ -16,49 +14,41 @@ DAMAGE = (CorruptData, ObjectNotFound, FormatError)
 class RankVote:
     """Votes of the ranks of a run, or of a single process."""
 
-    def __init__(self, waits: HostWaits | None, name: str, deadline: float) -> None:
-        """`name` is the name of the waits; without `waits` the process is alone."""
-        self._waits, self._name, self._deadline = waits, name, deadline
+    def __init__(self, waits: HostWaits | None, name: str, deadline: float, stop: StopFlag | None = None) -> None:
+        """`name` is the name of the waits, which heed `stop`; without `waits` the process is alone."""
+        self._waits, self._name, self._deadline, self._stop = waits, name, deadline, stop
         self.rank = 0 if waits is None else waits.rank
-
-    def exchange(self, value: str) -> list[str]:
-        """Every rank's value, by rank."""
-        if self._waits is None:
-            return [value]
-        return self._waits.barrier(self._name, value=value, deadline=self._deadline)
 
     def first(self, call: Callable[[], str]) -> str:
         """Call `call` on rank 0 and return its value on all ranks. An error on rank 0 raises on every rank."""
-        return self._together(call if self.rank == 0 else lambda: "")[0]
+        return self._together(call if self.rank == 0 else lambda: "", ())[0][0]
 
-    def all_find(self, call: Callable[[], T]) -> tuple[T | None, str]:
-        """(value of `call`, "") if no rank found damage, else (None, the ranks with their damage). Raises any other
-        error of this rank, and RankError for another rank's error.
+    def all_find(self, call: Callable[[], str]) -> tuple[list[str], str]:
+        """(values of `call` by rank, "") if no rank found damage, else ([], the ranks with their damage). Raises any
+        other error of this rank, and RankError for another rank's error.
         """
-        values: list[T] = []
+        answers = self._together(call, DAMAGE)
+        bad = [f"rank {rank}: {damage}" for rank, (_, damage, _) in enumerate(answers) if damage]
+        return ([], "; ".join(bad[:3])) if bad else ([value for value, _, _ in answers], "")
 
-        def damage() -> str:
-            try:
-                values.append(call())
-            except DAMAGE as error:
-                return str(error)
-            return ""
-
-        bad = [f"rank {rank}: {problem}" for rank, problem in enumerate(self._together(damage)) if problem]
-        return (None, "; ".join(bad[:3])) if bad else (values[0], "")
-
-    def _together(self, call: Callable[[], str]) -> list[str]:
-        """Call `call` on every rank and return all values by rank. An error on any rank raises on every rank."""
+    def _together(self, call: Callable[[], str], damage: tuple[type[FmscaleError], ...]) -> list[list[str]]:
+        """Call `call` on every rank; by rank its value, its error of the kinds `damage`, and "". Another error on any
+        rank raises on every rank.
+        """
         failed: FmscaleError | None = None
-        value = ""
+        own = ["", "", ""]
         try:
-            value = call()
+            own[0] = call()
         except FmscaleError as error:
-            failed = error
-        answers = [json.loads(answer) for answer in self.exchange(json.dumps([str(failed) if failed else "", value]))]
+            own[1 if isinstance(error, damage) else 2] = str(error)
+            failed = None if own[1] else error
+        answers = [own]
+        if self._waits is not None:
+            texts = self._waits.barrier(self._name, value=json.dumps(own), deadline=self._deadline, stop=self._stop)
+            answers = [json.loads(text) for text in texts]
         if failed is not None:
             raise failed
-        for rank, (problem, _) in enumerate(answers):
+        for rank, (_, _, problem) in enumerate(answers):
             if problem:
                 raise RankError(f"rank {rank} failed: {problem.rstrip('.')}", remedy="Its log says more.")
-        return [value for _, value in answers]
+        return answers

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, pick, warn_of_newer
-from fmscale.checkpoint.format.layout import checked
+from fmscale.checkpoint.format.layout import Tensor, checked
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.read.agree import RankVote
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.checkpoint.read.reader import ByteRequest, Put, Reader
 from fmscale.errors import CorruptData
+from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import CHUNK_BYTES
@@ -75,38 +76,39 @@ def restore(
     weights: bool = False,
     convert: bool = False,
     deadline: float = 3600.0,
+    stop: StopFlag | None = None,
     tiers: Sequence[Tier] = (),
 ) -> RestoreResult | None:
     """Fill the live tensors of `pieces` from the newest checkpoint that all ranks find valid.
 
     All ranks of a run call it, each with the pieces that it needs, which may overlap. The ranks agree through
-    `waits`; a single process passes None. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With `partial`
-    the pieces need not cover the checkpoint, with `weights` only its weights. `convert` converts weights of another
-    floating type: a frozen tensor has the type in which its run computes. `tiers` are asked for chunks of 64 KiB before
-    the store. Returns None if the run has no checkpoint and `which` is auto.
+    `waits`, which heed `stop`; a single process passes None. `which` is `auto`, a step, or `entryN` (see
+    `catalog.pick`). With `partial` the pieces need not cover the checkpoint, with `weights` only its weights. `convert`
+    converts weights of another floating type: a frozen tensor has the type in which its run computes. `tiers` are asked
+    for chunks of 64 KiB before the store. Returns None if the run has no checkpoint and `which` is auto.
 
     Raises ConfigError for a checkpoint of another model, with the tensors that differ, or if no checkpoint matches
     `which`; CorruptData if no checkpoint is valid; StoreError where the store fails; RankError for another rank's
     failure. After an error the tensors' content is undefined.
     """
-    ranks = RankVote(waits, WAIT, deadline)
+    ranks = RankVote(waits, WAIT, deadline, stop)
     candidates = [CheckpointEntry(**row) for row in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
     asked = [checked(piece).tensor for piece in pieces]
     passed: list[RejectedCheckpoint] = []
     sources = Tiers(tiers)
     for candidate in candidates:
         where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
-        manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
-        if manifest is not None:
-            answers = ranks.exchange(differences(manifest, asked, convert=convert))
+        opened: list[CheckpointManifest] = []
+        answers, problem = ranks.all_find(bound(_compare, backend, candidate, asked, convert, opened))
+        if not problem:
+            [manifest] = opened
             refuse_other_model(manifest, answers, where, partial=partial, weights=weights)
             reader = Reader(backend, manifest, sources)
-            _, problem = ranks.all_find(bound(_fill, reader, pieces))
-        if manifest is None or problem:
+            seen, problem = ranks.all_find(bound(_fill, reader, pieces))
+        if problem:
             logger.warning("%s is passed over: %s", where, problem)
             passed.append(RejectedCheckpoint(step=candidate.step, entry=candidate.entry, reason=problem))
             continue
-        seen = ranks.exchange(json.dumps(_runs(reader.checked)))
         return RestoreResult(
             verified=_all_checked(manifest, seen),
             marked=candidate.verified,
@@ -137,6 +139,14 @@ def _candidates(backend: Backend, run: str, which: int | str) -> str:
     return json.dumps([asdict(checkpoint) for checkpoint in pick(checkpoints, which, f"run {run}")])
 
 
+def _compare(
+    backend: Backend, candidate: CheckpointEntry, asked: list[Tensor], convert: bool, opened: list[CheckpointManifest]
+) -> str:
+    """Open the manifest into `opened`; the differences between its tensors and those that this rank needs."""
+    opened.append(load_manifest(backend, candidate))
+    return differences(opened[0], asked, convert=convert)
+
+
 def _runs(checked: dict[int, np.ndarray]) -> dict[int, list[list[int]]]:
     """Runs [first, stop) of checked chunks, by file."""
     runs = {}
@@ -157,14 +167,15 @@ def _all_checked(manifest: CheckpointManifest, answers: Sequence[str]) -> bool:
     return all(bool(chunks.all()) for chunks in seen)
 
 
-def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
-    """Read every piece into its tensor."""
+def _fill(reader: Reader, pieces: Sequence[Piece]) -> str:
+    """Read every piece into its tensor; the runs of the chunks that were checked, as JSON."""
     requests: list[ByteRequest] = []
     for piece in pieces:
         tensor = reader.manifest.number[piece.name, piece.state]
         put = into(piece.tensor, reader.manifest.tensors[tensor].dtype)
         requests += reader.requests(tensor, piece.start, piece.count, put)
     reader.read(requests)
+    return json.dumps(_runs(reader.checked))
 
 
 def into(tensor: torch.Tensor, stored: str = "") -> Put:

@@ -8,6 +8,11 @@ import itertools
 import mmap
 import os
 from contextlib import suppress
+from pathlib import Path
+
+SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+MADV_POPULATE_WRITE = 23
+"""From <linux/mman.h>, of Linux 5.14 on; Python has no name for it."""
 
 _numbers = itertools.count()
 
@@ -24,12 +29,18 @@ class SharedMemory:
         created = descriptor is None
         self.descriptor = os.memfd_create("fmscale-snapshot") if descriptor is None else descriptor
         try:
+            advised = created and _takes_advice()
             if created:
-                # Reserves the pages: without it a lack of memory would be a SIGBUS in the middle of a copy.
                 os.ftruncate(self.descriptor, size)
+            if created and not advised:
+                # Reserves the pages: without it a lack of memory would be a SIGBUS in the middle of a copy.
                 os.posix_fallocate(self.descriptor, 0, size)
-            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            flags = mmap.MAP_SHARED | (0 if advised else mmap.MAP_POPULATE)
             self._map = mmap.mmap(self.descriptor, size, flags=flags)
+            if advised:
+                # Only pages that an advised mapping makes are huge; this too reserves them all.
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+                self._map.madvise(MADV_POPULATE_WRITE)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -43,3 +54,10 @@ class SharedMemory:
         with suppress(BufferError):  # an array still uses the mapping, which ends with the last array
             self._map.close()
         os.close(self.descriptor)
+
+
+def _takes_advice() -> bool:
+    """True where the kernel gives huge pages to memory files on advice: pinning takes CUDA a step a page."""
+    with suppress(OSError):
+        return "[advise]" in SHMEM_ENABLED.read_text()
+    return False

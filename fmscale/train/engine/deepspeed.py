@@ -17,7 +17,7 @@ from fmscale.objectives.protocol import Inputs, Loss, Objective
 from fmscale.runtime.axes import Axis
 from fmscale.train.engine.accelerator import import_deepspeed, without_triton
 from fmscale.train.engine.cores import threads
-from fmscale.train.engine.deepspeed_config import deepspeed_config
+from fmscale.train.engine.deepspeed_config import deepspeed_config, sizes_of
 from fmscale.train.engine.gather import gather_over
 from fmscale.train.engine.optimizer import asked, make_optimizer, parameter_groups, set_step
 from fmscale.train.engine.partitions import Slice, pieces_of, publish, slices
@@ -56,7 +56,7 @@ class DeepSpeedEngine:
             base = make_optimizer(groups, optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
-        settings = deepspeed_config(train, optimizer, batch, device, trained)
+        settings = deepspeed_config(train, optimizer, batch, device, sizes_of(trained))
         # Our AdamW is torch's, which is in this list, and DeepSpeed warns of every class that is not.
         supported = deepspeed.runtime.zero.utils.ZERO_SUPPORTED_OPTIMIZERS
         if type(base) not in supported:

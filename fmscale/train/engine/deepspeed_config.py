@@ -23,10 +23,16 @@ ALWAYS_WHOLE = 10_000
 model."""
 
 
+ModelSizes = tuple[int, int, int]
+"""Sizes by which stage 3 fetches: elements of the largest block (an entry of a ModuleList), elements of the largest
+parameter outside of blocks (an embedding or a head), and the model's width, the smaller side of its matrices."""
+NO_SIZES: ModelSizes = (0, 0, 0)
+
+
 def deepspeed_config(
-    train: TrainConfig, optimizer: OptimizerConfig, batch: BatchShape, device: str, model: nn.Module | None = None
+    train: TrainConfig, optimizer: OptimizerConfig, batch: BatchShape, device: str, sizes: ModelSizes = NO_SIZES
 ) -> dict[str, Any]:
-    """The config for deepspeed.initialize; without the `model`, that for deepspeed.zero.Init.
+    """The config for deepspeed.initialize; without the model's `sizes`, that for deepspeed.zero.Init.
 
     Stage 1 in bf16 is DeepSpeed's BF16_Optimizer: it keeps bf16 gradients beside the fp32 sums, and reduces the sums
     of all parameters once a step, at its end. Stages 2 and 3 reduce at every microbatch, beside backward.
@@ -49,7 +55,7 @@ def deepspeed_config(
         zero["zero_hpz_partition_size"] = train.zero_hpz_partition_size
         # Otherwise zero.Init replaces torch's linear layer by a Python function, for good and in the whole process.
         zero["memory_efficient_linear"] = False
-        block, other, width = (0, 0, 0) if model is None else largest(model)
+        block, other, width = sizes
         # A matrix of dim x dim that is larger than the bucket would be reduced alone.
         zero["reduce_bucket_size"] = max(bucket, width**2)
         zero["stage3_prefetch_bucket_size"] = max(BUCKET_ELEMENTS, block)
@@ -75,10 +81,8 @@ def deepspeed_config(
     return settings
 
 
-def largest(model: nn.Module) -> tuple[int, int, int]:
-    """Elements of the largest block (an entry of a ModuleList), elements of the largest parameter outside of blocks (an
-    embedding or a head), and the model's width, the smaller side of its matrices. Parts on other ranks count.
-    """
+def sizes_of(model: nn.Module) -> ModelSizes:
+    """The sizes of a model; parts on other ranks count."""
     blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
     inside = {id(parameter) for block in blocks for parameter in block.parameters()}
     shapes = {id(p): tuple(getattr(p, "ds_shape", p.shape)) for p in model.parameters()}

@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from fmscale.config import BatchShape, Config
 from fmscale.config.derived import flops_per_token
 from fmscale.config.model import ModelConfig
 from fmscale.config.peaks import peak_flops
 from fmscale.data.reading.planner import HORIZON_STEPS
+from fmscale.models.lora import wrap
+from fmscale.models.protocol import build
+from fmscale.train.engine.deepspeed_config import sizes_of
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.preflight.activations import activations_of
 from fmscale.train.preflight.stages import FP32, RunSize, StageNeeds, all_stages
@@ -60,6 +66,15 @@ class Forecast:
     """Host memory of a rank for rows read ahead."""
     prefetch_steps: int | None
     """Steps of rows that this memory holds, or the most that is planned ahead."""
+
+
+def without_memory(config: Config, vocab_size: int | None) -> nn.Module:
+    """The run's model on the meta device."""
+    with torch.device("meta"):
+        model: nn.Module = build(config.model, vocab_size=vocab_size)
+        if config.adapter is not None:
+            wrap(model, config.adapter)
+    return model
 
 
 def forecast(
@@ -116,6 +131,7 @@ def forecast(
             world=world,
             local_size=min(world, config.launch.procs_per_node or NODE_RANKS),
             accumulation=batch.accumulation if batch else 1,
+            model=sizes_of(without_memory(config, vocab_size)),
         )
     stages = all_stages(config, size, batch, on_gpu=on_gpu) if size else ()
     shared = -(-checkpoint // world) if checkpoint else None

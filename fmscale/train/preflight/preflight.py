@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from fmscale.checkpoint.base import open_base
 from fmscale.checkpoint.catalog import load_manifest, newest
@@ -25,8 +24,7 @@ from fmscale.data.sources import require_recorded
 from fmscale.data.views.token_view import TokenView
 from fmscale.data.views.view import View
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
-from fmscale.models import build
-from fmscale.models.lora import count_parameters, wrap
+from fmscale.models.lora import count_parameters
 from fmscale.objectives import make_objective
 from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.store.backends.protocol import Backend
@@ -48,7 +46,7 @@ from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init, with_model
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.preflight.advice import Advice, advise, warnings_of
-from fmscale.train.preflight.forecast import Forecast, forecast
+from fmscale.train.preflight.forecast import Forecast, forecast, without_memory
 from fmscale.train.reference import with_reference
 from fmscale.train.resume import choose_resume, compare_recorded
 from fmscale.train.run_folder import check_folder, check_store
@@ -343,14 +341,10 @@ def _begin(
 
 
 def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, where: str) -> None:
-    """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
-    with torch.device("meta"):
-        model: nn.Module = build(config.model, vocab_size=vocab_size)
-        if config.adapter is not None:
-            wrap(model, config.adapter)
+    """Raise ConfigError if the checkpoint is of another model."""
     asked = [
         Tensor(name, state, "float32", tuple(p.shape))
-        for name, p in model.named_parameters()
+        for name, p in without_memory(config, vocab_size).named_parameters()
         if p.requires_grad or config.adapter is None
         for state in ("weight", *(MOMENTS if p.requires_grad else ()))
     ]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fmscale.config import BatchShape, Config
 from fmscale.config.train import TrainConfig
-from fmscale.train.engine.deepspeed_config import deepspeed_config
+from fmscale.train.engine.deepspeed_config import NO_SIZES, ModelSizes, deepspeed_config
 from fmscale.train.engine.optimizer import MOMENTS
 
 FP32 = 4
@@ -39,6 +39,8 @@ class RunSize:
     """Ranks of a node."""
     accumulation: int = 1
     """Forwards of a rank in a step."""
+    model: ModelSizes = NO_SIZES
+    """Sizes by which stage 3 sets its limits, as the engine does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def all_stages(
             zero_stage=stage,
             offload_optimizer=stage > 0 and (given.offload_optimizer if offload is None else offload),
         )
-        settings = deepspeed_config(train, config.optimizer, shape, "cuda" if on_gpu else "cpu")
+        settings = deepspeed_config(train, config.optimizer, shape, "cuda" if on_gpu else "cpu", size.model)
         needs.append(stage_needs(size, train, {**DEFAULTS, **settings["zero_optimization"]}))
     return tuple(needs)
 

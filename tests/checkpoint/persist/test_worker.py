@@ -1,13 +1,15 @@
 """Persist processes that die, and two that claim to be the same rank."""
 
 import uuid
+from dataclasses import replace
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.format.names import run_log
-from fmscale.checkpoint.format.seal import Seal
+from fmscale.checkpoint.format.names import run_log, seal_key
+from fmscale.checkpoint.format.seal import Seal, encode_seal
 from fmscale.checkpoint.persist import commit
 from fmscale.checkpoint.persist.commit import RunState
 from fmscale.checkpoint.snapshot.memory import SharedMemory
@@ -47,6 +49,27 @@ def test_a_death_at_any_request_is_made_good_by_the_next_process(
         assert [one.step for one in list_checkpoints(open_store(url), RUN)] == [2]
         assert_restores(url, 2, ranks=1, tensors=STATE)
     assert crashes > 12
+
+
+def test_seals_are_fetched_together(memory_store: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No seal is answered before as many are asked for as are fetched at once."""
+    size, lease = commit.FETCHES + 1, take_lease(memory_store.url)
+    chosen = replace(settings(memory_store.url, lease), world_size=size)
+    job = one_save(memory_store.url, lease, 1, SharedMemory(1 << 17), 0, False)
+    seals = [
+        Seal(step=1, folder=job.folder, rank=rank, world_size=size, files=(), pieces=(), bytes=0, referenced=0)
+        for rank in range(size)
+    ]
+    for seal in seals[1:]:
+        memory_store.put(seal_key(job.folder, seal.rank), encode_seal(seal))
+    together, right = Barrier(commit.FETCHES, timeout=30), memory_store.get
+
+    def get(key: str) -> bytes:
+        together.wait()
+        return right(key)
+
+    monkeypatch.setattr(memory_store, "get", get)
+    assert commit.gather_seals(memory_store, chosen, job, seals[0], lambda: False) == seals
 
 
 def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

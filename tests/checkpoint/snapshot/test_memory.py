@@ -1,18 +1,20 @@
 """Memory of snapshots: allocated before the first save, and used without CUDA's pinning where that is refused."""
 
 import logging
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.saver import Saver
-from fmscale.checkpoint.snapshot import snapshot
+from fmscale.checkpoint.snapshot import memory, snapshot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import World
@@ -35,6 +37,23 @@ def little_memory(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("setting", "advised"), [("always [advise] never", True), ("always advise [never]", False)])
+def test_huge_pages_are_asked_for_where_the_kernel_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, advised: bool
+) -> None:
+    monkeypatch.setattr(memory, "SHMEM_ENABLED", tmp_path / "shmem_enabled")
+    (tmp_path / "shmem_enabled").write_text(setting)
+    shared = memory.SharedMemory(8 << 20)
+    address = np.frombuffer(shared.view, dtype=np.uint8).ctypes.data
+    own = Path("/proc/self/smaps").read_text().partition(f"\n{address:x}-")[2].partition("VmFlags:")
+    assert ("hg" in own[2].partition("\n")[0].split()) is advised
+    assert own[0].partition("Rss:")[2].split()[0] == str(8 << 10), "all pages are there"
+    monkeypatch.setattr(memory, "SHMEM_ENABLED", tmp_path / "none")
+    other = memory.SharedMemory(8 << 20, os.dup(shared.descriptor))
+    shared.view[5] = 7
+    assert other.view[5] == 7
 
 
 def made(url: Path, buffers: int = 2) -> Saver:

@@ -10,7 +10,7 @@ from fmscale.config.checks import InvalidField
 from fmscale.errors import ConfigError
 from fmscale.models import build
 from fmscale.runtime.world import World
-from fmscale.train.engine.deepspeed_config import check_hpz, deepspeed_config
+from fmscale.train.engine.deepspeed_config import check_hpz, deepspeed_config, sizes_of
 from fmscale.train.preflight.preflight import check_run
 from tests.train.engines import config_of
 
@@ -23,7 +23,7 @@ def test_stage_3_fetches_a_block_ahead_and_holds_a_head_and_two_blocks() -> None
     with torch.device("meta"):
         llama = ModelConfig(num_layers=2, dim=8192, num_heads=64, num_kv_heads=8, hidden_dim=28672)
         model = build(llama, vocab_size=128_256)
-    settings = deepspeed_config(TrainConfig(zero_stage=3), OptimizerConfig(), BATCH, "cuda:0", model)
+    settings = deepspeed_config(TrainConfig(zero_stage=3), OptimizerConfig(), BATCH, "cuda:0", sizes_of(model))
     zero = settings["zero_optimization"]
     block, head = 855_654_400, 128_256 * 8192
     assert zero["stage3_prefetch_bucket_size"] == block
@@ -31,7 +31,8 @@ def test_stage_3_fetches_a_block_ahead_and_holds_a_head_and_two_blocks() -> None
     assert zero["reduce_bucket_size"] == 8192**2
     with torch.device("meta"):
         small = build(dataclasses.replace(llama, dim=64, hidden_dim=128, num_heads=4, num_kv_heads=1), vocab_size=100)
-    zero = deepspeed_config(TrainConfig(zero_stage=3), OptimizerConfig(), BATCH, "cuda:0", small)["zero_optimization"]
+    settings = deepspeed_config(TrainConfig(zero_stage=3), OptimizerConfig(), BATCH, "cuda:0", sizes_of(small))
+    zero = settings["zero_optimization"]
     assert zero["stage3_prefetch_bucket_size"] == zero["reduce_bucket_size"] == 50_000_000
     assert zero["stage3_max_live_parameters"] == 10**9
 
