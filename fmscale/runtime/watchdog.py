@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,10 @@ LOOK_SECONDS = 2.0
 """Pause between looks: 512 ranks then send 512 requests a second, 1 % of the store's thread."""
 GRACE_SECONDS = 15.0
 """Time that the main thread has to end by itself: launchers kill 30 s after a stop."""
+SILENT_SECONDS = 6.0
+"""Silence of a rank after which it is lost, if another rank has lost a connection without a reason."""
+PROBE_SECONDS = 2.0
+SSH_PORT = 22
 SLOW = 10
 """Steps of median length after which a step counts as hung."""
 STATUS = 2
@@ -61,6 +66,8 @@ class Watchdog:
         """Time and name of the first stop signal."""
         self._pace, self._beats, self._explained = Pace(), Beats(), 0.0
         self._lock, self._closed, self._leaving = threading.Lock(), False, False
+        self._asks = 0.0
+        """Time of the request to the store that has no answer yet; 0 without one."""
         self._thread: threading.Thread | None = None
         self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals = -1
@@ -74,6 +81,7 @@ class Watchdog:
         self._signals = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="watchdog's guard", daemon=True).start()
 
     def leave(self) -> None:
         """Take no rank's end for a failure any more: called before the last wait of the run."""
@@ -98,8 +106,7 @@ class Watchdog:
         poll = select.poll()
         for descriptor in (*self._peers.descriptors, self._wake[0]):
             poll.register(descriptor, select.POLLIN)
-        # A main thread whose failure is recorded is ending: it says what happened.
-        while not self._closed and self._where.recorded is None:
+        while not self._closed:
             try:
                 self._turn()
             except Exception:
@@ -111,10 +118,30 @@ class Watchdog:
                     poll.unregister(descriptor)
                     self._lose(self._peers.end(descriptor))
 
+    def _guard(self) -> None:
+        """End this process if the store gives no answer: a request to a host that is cut off blocks its thread for 15
+        minutes, also that of a main thread which tells its failure.
+        """
+        while not self._closed:
+            time.sleep(LOOK_SECONDS)
+            asks = self._asks
+            silent = time.monotonic() - asks if asks else 0.0
+            if silent > self._limit / 2:
+                gone = f"{self._served} gave no answer for {silent:.0f} s: it or this host is cut off, or it is gone"
+                self._where.lost = self._where.lost or gone
+                if silent > self._limit / 2 + GRACE_SECONDS:
+                    self._end(self._where.lost, alone=True)
+
+    @property
+    def _served(self) -> str:
+        """Words for the store, with the host that serves it."""
+        host = self._world.master[0] if self._world.master else "rank 0's host"
+        return f"the store on {host}, which rank 0 or its launcher serves,"
+
     def _turn(self) -> None:
         from torch.distributed import DistError
 
-        now = time.monotonic()
+        now = self._asks = time.monotonic()
         self._pace.count(self._where.step, now)
         slow = SLOW * self._pace.median
         try:
@@ -123,7 +150,11 @@ class Watchdog:
             if self._world.rank == 0:
                 self._look_after()
         except DistError:
-            failure = self._where.lost or "the store that rank 0 or its launcher serves is gone"
+            failure = self._where.lost = self._where.lost or f"{self._served} is gone"
+        self._asks = 0.0
+        # A main thread whose failure is recorded is ending: it says what happened.
+        if self._where.recorded is not None:
+            return
         if failure and self._ends is None and not self._leaving:
             self._ends = now, failure
             logger.warning("rank %d hears that %s", self._world.rank, failure)
@@ -154,43 +185,60 @@ class Watchdog:
         """Write the states of all ranks, and report a rank that tells none any more."""
         states = self._beats.silence(self._states(), LOOK_SECONDS)
         write_watched(self._folder, states)
+        patience = min(self._limit / 2, SILENT_SECONDS) if any(state["seeks"] for state in states) else self._limit / 2
         for state in states:
-            if state["silent"] > self._limit / 2:
+            if state["silent"] >= patience and not self._leaving:
                 name = f"rank {state['rank']} on {state['host']}"
-                self._waits.report(f"{name} told nothing for {state['silent']:.0f} s: it is stopped, cut off or gone")
+                self._waits.report(f"{name} told nothing for {state['silent']:.0f} s: {_silence(state['host'])}")
+                return
 
     def _states(self) -> list[dict[str, Any]]:
         keys = [f"watch/{rank}" for rank in range(self._world.world_size)]
         return [json.loads(value) for value in self._store.multi_get(keys)]
 
-    def _explain(self, seconds: float) -> None:
-        """Write the stacks of all threads, and say where every rank is."""
+    def _explain(self, seconds: float, alone: bool = False) -> None:
+        """Write the stacks of all threads, and say where every rank is, unless this rank is `alone`."""
         from torch.distributed import DistError
 
         try:
-            places = tell_places(self._states())
+            places = "The other ranks are not asked" if alone else tell_places(self._states())
         except DistError as error:
             places = f"the store does not say where the other ranks are: {error}"
         line = f"rank {self._world.rank}: no end of {self._where.phase} at step {self._where.step} for {seconds:.0f} s"
         path = self._folder / f"stacks-rank{self._world.rank:05d}.txt"
         logger.warning("%s. %s. %s.", line, places, write_stacks(path, f"{line}. {places}"))
 
-    def _end(self, cause: str) -> None:
-        """End this process, whose main thread does not end by itself."""
+    def _end(self, cause: str, alone: bool = False) -> None:
+        """End this process, whose main thread does not end by itself. `alone`: the store gives no answer."""
         with self._lock:
-            if self._closed or self._where.recorded is not None:
+            if self._closed or (self._where.recorded is not None and not alone):
                 return
-            self._explain(time.monotonic() - self._where.moved)
-            error = RankError(
+            self._explain(time.monotonic() - self._where.moved, alone)
+            error: BaseException = RankError(
                 f"rank {self._world.rank} ends, as {cause}",
                 remedy="That rank's error.json and log, or the lines of its launcher, say more; the same command goes "
                 "on from the newest checkpoint.",
             )
+            error = self._where.recorded or error
             logger.error("%s", error)
-            self._waits.report(f"rank {self._world.rank} ended, as {cause}")
+            if not alone:
+                self._waits.report(f"rank {self._world.rank} ended, as {cause}")
             with suppress(OSError):
                 write_first(self._folder, failure_report(error, self._world, self._where))
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()
             os._exit(STATUS)
+
+
+def _silence(host: str) -> str:
+    """Words for the silence of a rank, by an attempt to reach its host. Any answer counts, a refusal too."""
+    try:
+        socket.create_connection((host, SSH_PORT), timeout=PROBE_SECONDS).close()
+    except socket.gaierror:
+        return "it was killed or stopped, or its host is cut off or gone"
+    except ConnectionRefusedError:
+        pass
+    except OSError as error:
+        return f"its host gives no answer ({error.strerror or error}): it is cut off or gone"
+    return "its host answers, so it was killed or stopped; its launcher's lines there say more"

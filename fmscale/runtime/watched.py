@@ -27,7 +27,9 @@ SHOWN = 4
 
 
 def state_of(rank: int, where: Whereabouts) -> dict[str, Any]:
-    """State of this process. `seconds` are those in its phase or step, `place` the line that its main thread is in."""
+    """State of this process. `seconds` are those in its phase or step, `place` the line that its main thread is in,
+    `seeks` is True if it lost another rank and does not know why.
+    """
     return {
         "rank": rank,
         "host": socket.gethostname(),
@@ -35,6 +37,7 @@ def state_of(rank: int, where: Whereabouts) -> dict[str, Any]:
         "phase": where.phase,
         "seconds": time.monotonic() - where.moved,
         "place": _main_place(),
+        "seeks": where.seeks,
     }
 
 

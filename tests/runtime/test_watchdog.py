@@ -9,17 +9,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import distributed
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
-from fmscale.errors import FormatError, ObjectNotFound
-from fmscale.runtime import watchdog
-from fmscale.runtime.failure import Whereabouts, first_failure
+from fmscale.errors import FormatError, ObjectNotFound, RankError
+from fmscale.runtime import failure, watchdog
+from fmscale.runtime.failure import Whereabouts, first_failure, recorded
 from fmscale.runtime.group import connect
 from fmscale.runtime.peers import Peers, identity
 from fmscale.runtime.stop import StopFlag
@@ -31,7 +32,8 @@ from tests.helpers.ranks import RankDied, run_ranks
 
 
 def state(rank: int, step: int, phase: str = "train", place: str = "train/loop.py:80 run_loop") -> dict[str, object]:
-    return {"rank": rank, "host": "a", "step": step, "phase": phase, "seconds": 3.0, "place": place}
+    told = {"rank": rank, "host": "a", "step": step, "phase": phase, "seconds": 3.0, "place": place}
+    return {**told, "seeks": False}
 
 
 def test_the_ranks_that_others_wait_for_are_told_first() -> None:
@@ -120,6 +122,52 @@ def test_a_rank_that_tells_nothing_any_more_is_reported(watched: SimpleNamespace
     assert {one["rank"]: one["silent"] > 0 for one in read_watched(watched.folder)[1]} == {0: False, 1: True}
 
 
+def test_a_silent_rank_is_named_soon_after_a_lost_connection(
+    watched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that lost a connection seeks the cause; else silence counts after half of 60 s."""
+    monkeypatch.setattr(watchdog, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(failure, "TOLD_SECONDS", 0.0)
+    watched.dog.start([identity(), "[null, null, null]"])
+    error = RuntimeError("Connection reset by peer")
+    lost = pytest.raises(RankError, match="lost another rank: rank 1 on a told nothing for ")
+    with lost as caught, recorded(watched.folder, World(world_size=2), watched.where, watched.waits):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+SERVER = """
+import sys
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_rank_whose_store_gives_no_answer_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the link is down. Its main thread has failed, and waits to tell so."""
+    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.05)
+    ended, where, world = threading.Event(), Whereabouts(phase="train"), World(rank=1, world_size=2, master=("n1", 1))
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        store = TCPStore("127.0.0.1", int(server.stdout.readline()), is_master=False, timeout=timedelta(seconds=60))
+        store.set("watch/0", json.dumps(state(0, 7)))
+        dog = Watchdog(store, world, where, tmp_path, StopFlag(), limit=0.2)
+        try:
+            server.send_signal(signal.SIGSTOP)
+            where.recorded = ValueError("its own")
+            dog.start(["[null, null, null]", identity()])
+            assert ended.wait(30)
+            assert where.lost.startswith("the store on n1, which rank 0 or its launcher serves, gave no answer for ")
+        finally:
+            server.kill()
+            dog.close()
+
+
 def test_after_a_failure_a_rank_that_goes_on_is_ended_with_whose_it_was(watched: SimpleNamespace) -> None:
     watched.waits.report("rank 1 on b failed in train: No disk")
     watched.dog.start([identity(), "[null, null, null]"])
@@ -132,10 +180,12 @@ def test_after_a_failure_a_rank_that_goes_on_is_ended_with_whose_it_was(watched:
 def test_a_rank_that_is_ending_is_left_alone(watched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     watched.waits.report("rank 1 on b failed in train: No disk")
     watched.where.recorded = ValueError("its own")
+    turned = threading.Semaphore(0)
+    monkeypatch.setattr(watchdog.Watchdog, "_tell_state", lambda self: turned.release())
     watched.dog.start([identity(), "[null, null, null]"])
-    watched.dog._thread.join(30)
+    for _ in range(20):  # 20 looks of 0.01 s: the grace is over
+        assert turned.acquire(timeout=30)
     watched.dog._end("by itself")
-    assert not watched.dog._thread.is_alive()
     assert not watched.ended.is_set()
 
 
