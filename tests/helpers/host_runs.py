@@ -82,8 +82,11 @@ def launch(
     settings: Sequence[str] = (),
     own: Mapping[str, Sequence[str]] = {},
     options: Sequence[str] = (),
+    variables: Mapping[str, Mapping[str, str]] = {},
 ) -> HostRun:
-    """Start FOLDER/run.yaml with a rank on each host. `own`: settings of single hosts (torchrun alone)."""
+    """Start FOLDER/run.yaml with a rank on each host. `own`, `variables`: settings and environment of single hosts, for
+    torchrun.
+    """
     started = HostRun(folder=folder, run=run)
     words = [FMSCALE, "launch", "run.yaml", f"train.run={run}", *settings, "--with", launcher]
     if launcher == "torchrun":
@@ -103,7 +106,7 @@ def launch(
             started.launchers[name] = subprocess.Popen(
                 [*hosts.on(name), *command],
                 cwd=folder,
-                env=environment(PATH=hosts.path(environment()["PATH"])),
+                env=environment(PATH=hosts.path(environment()["PATH"]), **variables.get(name, {})),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -17,9 +17,10 @@ from pathlib import Path
 from tests.helpers.s3_server import die_with_parent
 from tests.helpers.ssh_hosts import CLIENT, SERVER, sshd_binary
 
-SPACES = ("--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+SPACES = ("--net", "--mount", "--uts", "--time", "--pid", "--fork", "--kill-child", "--mount-proc")
 SSH_PORT = 22
 START_SECONDS = 10.0
+GROUPS = Path("/sys/fs/cgroup/cpu")
 
 BRIDGE = "ip link set lo up; ip link add bridge type bridge; ip link set bridge up; echo up; exec sleep infinity"
 HOST = """
@@ -50,6 +51,7 @@ class NetHosts:
         self.names = [f"host{number + 1}" for number in range(count)]
         self._ssh = ssh
         self._processes: list[subprocess.Popen[str]] = []
+        self._groups: list[Path] = []
 
     def __enter__(self) -> "NetHosts":
         self.folder = Path(tempfile.mkdtemp(prefix="fmscale-hosts-"))
@@ -59,10 +61,12 @@ class NetHosts:
             (self.folder / "hosts").write_text("127.0.0.1 localhost\n" + "\n".join(entries) + "\n")
             (self.folder / "resolv.conf").write_text("")  # no name server, so that unknown names fail at once
             script = HOST.format(name="{name}", folder=self.folder)
-            self._pids = {
-                name: self._first_process(["unshare", *SPACES, "sh", "-ec", script.format(name=name)])
-                for name in self.names
-            }
+            self._pids = {}
+            for number, name in enumerate(self.names, 1):
+                # Each has booted at another time, by its own clock.
+                clocks = ["--monotonic", str(1000 * number), "--boottime", str(1000 * number)]
+                command = ["unshare", *SPACES, *clocks, "sh", "-ec", script.format(name=name)]
+                self._pids[name] = self._first_process(command)
             self._spaces = {name: os.readlink(f"/proc/{pid}/ns/pid") for name, pid in self._pids.items()}
             for number, name in enumerate(self.names, 1):
                 self._on_bridge(f"ip link add {name} type veth peer name eth0 netns {self._pids[name]}")
@@ -79,6 +83,8 @@ class NetHosts:
         for process in self._processes:
             process.kill()
             process.wait()
+        for group in self._groups:
+            group.rmdir()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def on(self, name: str) -> list[str]:
@@ -97,9 +103,15 @@ class NetHosts:
         """Take a host's link down."""
         self._on_bridge(f"ip link set {name} down")
 
-    def slow_link(self, name: str, rate: str) -> None:
-        """Let a host send no more than `rate`, such as 200kbit."""
-        self.run(name, f"tc qdisc add dev eth0 root tbf rate {rate} burst 16kb latency 400ms")
+    def throttle(self, name: str, share: float) -> None:
+        """Leave a host so much of one core."""
+        group = GROUPS / f"{self.folder.name}-{name}"
+        group.mkdir()
+        self._groups.append(group)
+        period = int((group / "cpu.cfs_period_us").read_text())
+        (group / "cpu.cfs_quota_us").write_text(str(int(share * period)))
+        for pid in self.pids(name):
+            (group / "cgroup.procs").write_text(str(pid))
 
     def pids(self, name: str) -> list[int]:
         """Processes of a host other than its first, as this machine numbers them."""
