@@ -218,7 +218,7 @@ def host_claims(*, quick: bool, say: Callable[[str], None] = print) -> list[Clai
             claims.append(
                 Claim(
                     id=f"R4.hosts.{launcher}.{count}",
-                    what=f"{launcher}, {count} hosts: a fault of one until the last other rank's end: {', '.join(names)}",
+                    what=f"{launcher}, {count} hosts: a fault of one until the last other end: {', '.join(names)}",
                     unit="s",
                     ours=slowest,
                     ratio=slowest,

@@ -82,6 +82,8 @@ def _as_lines(elements: tuple[tuple[str, ...], ...], script: Path) -> str:
 
 
 def _shape(request: LaunchRequest) -> list[str]:
+    if request.least:  # the number of tasks follows from the nodes that the job gets
+        return [f"--nodes={request.least}-{request.nodes}", f"--ntasks-per-node={request.procs_per_node}"]
     return [f"--nodes={request.nodes}", f"--ntasks={request.ranks}", f"--ntasks-per-node={request.procs_per_node}"]
 
 

@@ -83,14 +83,15 @@ def launch(
     own: Mapping[str, Sequence[str]] = {},
     options: Sequence[str] = (),
     variables: Mapping[str, Mapping[str, str]] = {},
+    nodes: str = "",
 ) -> HostRun:
-    """Start FOLDER/run.yaml with a rank on each host. `own`, `variables`: settings and environment of single hosts, for
-    torchrun.
+    """Start FOLDER/run.yaml with a rank on each host. `own`, `variables`: settings and environment of single hosts, and
+    `nodes` a range of their number, for torchrun.
     """
     started = HostRun(folder=folder, run=run)
     words = [FMSCALE, "launch", "run.yaml", f"train.run={run}", *settings, "--with", launcher]
     if launcher == "torchrun":
-        many = ["--nodes", str(len(hosts.names)), "--procs-per-node", "1"]
+        many = ["--nodes", nodes or str(len(hosts.names)), "--procs-per-node", "1"]
         meeting = [*many, "--master-addr", hosts.names[0], "--master-port", str(PORT), *options]
         commands = {
             name: [*words, *own.get(name, ()), *meeting, "--node-rank", str(number)]

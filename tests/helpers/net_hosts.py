@@ -84,6 +84,8 @@ class NetHosts:
             process.kill()
             process.wait()
         for group in self._groups:
+            while (group / "cgroup.procs").read_text():  # what ran there is still ending
+                time.sleep(0.01)
             group.rmdir()
         shutil.rmtree(self.folder, ignore_errors=True)
 
