@@ -85,7 +85,7 @@ FAULTS = {
         strike=lambda hosts, host, folder: hosts.signal(host, signal.SIGSTOP),
     ),
     "slow": Fault(
-        words=r"no end of train at step \d+ for \d+ s\. (rank {rank} lags behind|rank {rank} is at step)",
+        words=r"(takes \d+ s so far|no end of train at step) .*rank {rank} on {host} is at step",
         strike=lambda hosts, host, folder: hosts.throttle(host, 0.01),
         ends=False,
     ),

@@ -42,6 +42,8 @@ PROBE_SECONDS = 2.0
 SSH_PORT = 22
 SLOW = 10
 """Steps of median length after which a step counts as hung."""
+SLOW_SECONDS = 4.0
+"""Shortest step that counts as slow: two looks."""
 STATUS = 2
 """Exit status of `fmscale train` after an error."""
 
@@ -65,6 +67,8 @@ class Watchdog:
         self._told: tuple[float, str] | None = None
         """Time and name of the first stop signal."""
         self._pace, self._beats, self._explained = Pace(), Beats(), 0.0
+        self._slowest = 0.0
+        """Seconds of the slowest step that was told."""
         self._lock, self._closed, self._leaving = threading.Lock(), False, False
         self._asks = 0.0
         """Time of the request to the store that has no answer yet; 0 without one."""
@@ -163,9 +167,12 @@ class Watchdog:
         if self._told and not self._stop and now - self._told[0] >= max(GRACE_SECONDS, slow):
             self._end(f"it was told to stop by {self._told[1]}, and is in a call that does not return")
         long = max(slow, self._limit / 2) if slow and self._where.phase == "train" else self._limit
-        if now - self._where.moved > long and self._explained != self._where.moved:
+        took = now - self._where.moved
+        if took > long and self._explained != self._where.moved:
             self._explained = self._where.moved
-            self._explain(now - self._where.moved)
+            self._explain(took)
+        elif self._world.rank == 0 and slow and self._where.phase == "train":
+            self._tell_slow(took, slow)
 
     def _hear(self, numbers: bytes) -> None:
         for number in numbers:
@@ -195,6 +202,13 @@ class Watchdog:
     def _states(self) -> list[dict[str, Any]]:
         keys = [f"watch/{rank}" for rank in range(self._world.world_size)]
         return [json.loads(value) for value in self._store.multi_get(keys)]
+
+    def _tell_slow(self, took: float, slow: float) -> None:
+        """Say where the ranks are in a step that takes far longer than others, and twice as long as told before."""
+        if took > max(slow, SLOW_SECONDS, 2 * self._slowest):
+            self._slowest = took
+            line = "step %s takes %.0f s so far, and %.2f s before: a rank or its host is slow. %s."
+            logger.warning(line, self._where.step, took, slow / SLOW, tell_places(self._states()))
 
     def _explain(self, seconds: float, alone: bool = False) -> None:
         """Write the stacks of all threads, and say where every rank is, unless this rank is `alone`."""

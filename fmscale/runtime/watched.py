@@ -139,7 +139,9 @@ def tell_places(states: Sequence[Mapping[str, Any]]) -> str:
     told = []
     for (step, phase, place), ranks in sorted(groups.items(), key=lambda group: len(group[1]))[:SHOWN]:
         verb = "is" if len(ranks) == 1 else "are"
-        told.append(f"{name_ranks(ranks)} {verb} at step {step} in {phase}" + (f", {place}" if place else ""))
+        hosts = {state["host"] for state in states if state["rank"] in ranks}
+        where = f" on {hosts.pop()}" if len(hosts) == 1 else ""
+        told.append(f"{name_ranks(ranks)}{where} {verb} at step {step} in {phase}" + (f", {place}" if place else ""))
     late = lagging(states)
     lag = f"{name_ranks(late)} {'lags' if len(late) == 1 else 'lag'} behind; " if late else ""
     return lag + "; ".join(told)

@@ -10,9 +10,11 @@ import pytest
 
 from fmscale.runtime.failure import first_failure
 from fmscale.runtime.sinks.jsonl import read_jsonl
+from fmscale.train.account import read_account
 from fmscale.train.compare import compare, read_history
 from tests.helpers.slurm import Slurm
 from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started, write_raw
+from tests.train.runs import delivered
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +78,27 @@ def test_a_job_near_its_limit_saves_goes_back_into_the_queue_and_goes_on(folder:
     started([FMSCALE, "launch", "run.yaml", "train.run=straight", STEPS, "--procs-per-node", "2"], folder)
     found = compare(read_history(folder / "runs" / "straight"), read_history(run))
     assert (found.same, found.steps) == (True, 24), found
+
+
+def test_a_job_that_loses_a_node_goes_on_with_a_node_less_in_the_same_order(folder: Path, slurm: Slurm) -> None:
+    run = folder / "runs" / "fewer"
+    sets = ["train.run=fewer", "train.steps=120", "checkpoint.every=4", "batch.uneven=fill"]
+    script = str(LAUNCH / "slurm" / "train.sbatch")
+    # The batch script runs on the first node; the second is lost.
+    job = submitted(slurm, folder, "--nodes=1-2", "--ntasks-per-node=1", script, "run.yaml", *sets)
+    log = folder / f"{job}.log"
+    wait_until("steps", lambda: len(steps_of(run)) >= 9, log)
+    slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")
+    try:
+        wait_until("the end", lambda: slurm.job(job)["Restarts"] == "1" and slurm.job(job)["JobState"] in ENDED, log)
+        assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()[-4000:]
+    finally:
+        slurm.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert (outcome["complete"], outcome["world_size"]) == (True, 1)
+    account = read_account(run)
+    assert [attempt.of("started")[0]["world_size"] for attempt in account.attempts] == [2, 1]
+    assert delivered(run).column("k").to_pylist() == list(range(8 * 120))
 
 
 def test_a_job_that_fails_keeps_its_status_and_is_not_requeued(folder: Path, slurm: Slurm) -> None:

@@ -40,10 +40,10 @@ def test_the_ranks_that_others_wait_for_are_told_first() -> None:
     states = [*(state(rank, 7) for rank in range(3)), state(3, 6, "save", "checkpoint/saver.py:9 save")]
     assert lagging(states) == [3]
     assert tell_places(states) == (
-        "rank 3 lags behind; rank 3 is at step 6 in save, checkpoint/saver.py:9 save; "
-        "ranks 0, 1, 2 are at step 7 in train, train/loop.py:80 run_loop"
+        "rank 3 lags behind; rank 3 on a is at step 6 in save, checkpoint/saver.py:9 save; "
+        "ranks 0, 1, 2 on a are at step 7 in train, train/loop.py:80 run_loop"
     )
-    assert tell_places([state(0, 7), state(1, 7, place="data/ahead.py:3 get")]).startswith("rank 0 is at step 7")
+    assert tell_places([state(0, 7), state(1, 7, place="data/ahead.py:3 get")]).startswith("rank 0 on a is at")
 
 
 def test_the_pace_is_that_of_the_steps_between_looks() -> None:
@@ -112,6 +112,18 @@ def test_a_step_that_does_not_end_is_explained(watched: SimpleNamespace, monkeyp
     assert "rank 1 lags behind; " in stacks
     assert stacks.count("(most recent call first)") >= 2
     assert [one["rank"] for one in read_watched(watched.folder)[1]] == [0, 1]
+
+
+def test_a_step_that_takes_ten_times_as_long_is_told_with_where_the_ranks_are(
+    watched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(watchdog.logger, "warning", lambda form, *values: told.append(form % values))
+    for took in (4.1, 6.0, 3.9, 8.3):
+        watched.dog._tell_slow(took, 2.0)
+    assert [line.partition(",")[0] for line in told] == ["step 7 takes 4 s so far", "step 7 takes 8 s so far"]
+    assert "0.20 s before" in told[0]
+    assert "rank 1 on a is at step 6" in told[0]
 
 
 def test_a_rank_that_tells_nothing_any_more_is_reported(watched: SimpleNamespace) -> None:
