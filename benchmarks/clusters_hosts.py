@@ -52,8 +52,12 @@ class Fault:
     """Overrides of the last host."""
     clock: float = 0.0
     """Seconds by which the last host's clock is late."""
+    steps: int = 2
+    """Steps before it: the watchdog compares with the steps that it has seen."""
     ends: bool = True
     """False if the run must go on."""
+    alone: bool = False
+    """True if only the last host ends by itself, before it has met another."""
     torchrun_only: bool = False
     """True for a fault that deepspeed's launcher, with one command for all hosts, cannot have."""
 
@@ -88,10 +92,17 @@ FAULTS = {
         words=r"(takes \d+ s so far|no end of train at step) .*rank {rank} on {host} is at step",
         strike=lambda hosts, host, folder: hosts.throttle(host, 0.01),
         ends=False,
+        steps=30,
     ),
     "without the store": Fault(words=r"rank {rank} on {host} failed .*(no such folder|store)", before=_without_store),
     "another clock": Fault(words="", clock=3600.0, ends=False, torchrun_only=True),
-    "a name that does not resolve": Fault(words=r"{first}", before=_without_name, torchrun_only=True),
+    # The others cannot hear of it: they wait for the node, up to the 600 s of the meeting.
+    "a name that does not resolve": Fault(
+        words=r"{first}, the node where all meet, does not resolve on {host}",
+        before=_without_name,
+        torchrun_only=True,
+        alone=True,
+    ),
 }
 QUICK = ("killed", "cut off", "another config")
 
@@ -119,8 +130,7 @@ def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]
         started = launch(hosts, folder, run, launcher, SETTINGS, {host: fault.settings}, variables=variables)
         try:
             if fault.strike or not fault.ends:
-                # Steps, and a look of the watchdog at each rank that is in them.
-                if not started.until(hosts, lambda: _trains(started, count, 2), START_SECONDS):
+                if not started.until(hosts, lambda: _trains(started, count, fault.steps), START_SECONDS):
                     return {"system": name, "value": None, "ok": False, "words": _last(started, others)}
                 began = time.monotonic()
                 if fault.strike:
@@ -135,6 +145,8 @@ def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]
 def _ended(started: HostRun, hosts: NetHosts, name: str, words: str, began: float) -> dict[str, Any]:
     """The other ranks end by themselves, and each launcher of theirs names the cause."""
     victim, others = hosts.names[-1], hosts.names[:-1]
+    if FAULTS[name].alone:
+        victim, others = "", [victim]
     shown = [host for host in others if host in started.launchers]
 
     def all_ended() -> bool:
@@ -154,7 +166,7 @@ def _ended(started: HostRun, hosts: NetHosts, name: str, words: str, began: floa
         "hung": [host for host in shown if started.launchers[host].poll() is None],
         "ended": seconds,
         "named by": named,
-        "words": started.failure() or _last(started, others),
+        "words": started.failure() or next(iter(re.findall(f".*{words}.*", _last(started, others))), ""),
     }
 
 
@@ -191,7 +203,7 @@ def _lagging(started: HostRun) -> list[int]:
 
 
 def _last(started: HostRun, hosts: Sequence[str]) -> str:
-    return "\n".join(started.said(host)[-600:] for host in hosts if host in started.launchers)
+    return "\n".join(started.said(host)[-2000:] for host in hosts if host in started.launchers)
 
 
 def host_claims(*, quick: bool, say: Callable[[str], None] = print) -> list[Claim]:

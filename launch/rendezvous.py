@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from fmscale.errors import ConfigError
-from fmscale.runtime.tcp_store import LOOPBACK, serve_store, warn_of_loopback
+from fmscale.runtime.tcp_store import LOOPBACK, await_name, serve_store, warn_of_loopback
 
 
 class Meeting(StaticTCPRendezvous):
@@ -40,6 +40,8 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
     nodes, timeout = parameters.max_nodes, int(parameters.get("timeout", 600))
     host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT if nodes > 1 else 0)
     rank, least = str(parameters.get("rank")), parameters.min_nodes
+    if rank not in ("None", "0") and host:
+        await_name(host)
     if least < nodes and rank.isdecimal() and int(rank) < nodes and parameters.endpoint:
         if rank == "0":
             warn_of_loopback(host)

@@ -10,16 +10,16 @@ import pytest
 
 from fmscale.runtime.failure import first_failure
 from fmscale.runtime.sinks.jsonl import read_jsonl
-from fmscale.train.account import read_account
 from fmscale.train.compare import compare, read_history
 from tests.helpers.slurm import Slurm
 from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started, write_raw
-from tests.train.runs import delivered
 
 pytestmark = pytest.mark.slow
 
 SECONDS = 180.0
 STEPS = "train.steps=24"
+OTHER_SIZE = 1e-4
+"""Relative difference of losses between one rank and two after 24 steps."""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
@@ -59,46 +59,32 @@ def steps_of(run: Path) -> list[int]:
     return [record["step"] for record in read_jsonl(run / "metrics.jsonl") if "loss" in record]
 
 
-def test_a_job_near_its_limit_saves_goes_back_into_the_queue_and_goes_on(folder: Path, slurm: Slurm) -> None:
+def test_a_job_saves_goes_back_into_the_queue_and_goes_on_with_a_node_less(folder: Path, slurm: Slurm) -> None:
+    """It saves near its limit; meanwhile one of its two nodes is taken away."""
     run = folder / "runs" / "requeued"
     script = str(LAUNCH / "slurm" / "train.sbatch")
-    job = submitted(slurm, folder, "--nodes=2", script, "run.yaml", "train.run=requeued", STEPS)
+    job = submitted(slurm, folder, "--nodes=1-2", script, "run.yaml", "train.run=requeued", STEPS)
     log = folder / f"{job}.log"
     wait_until("two steps", lambda: len(steps_of(run)) >= 2, log)
-    # the effect of `#SBATCH --signal=B:USR1@300` with 300 s left
-    slurm.run("scancel", "--batch", "--signal=USR1", str(job))
-    wait_until("a requeue", lambda: slurm.job(job)["Restarts"] == "1", log)
-    outcome = json.loads((run / "outcome.json").read_text())
-    assert (outcome["complete"], outcome["stop"], outcome["saved"]) == (False, "SIGUSR1", True)
-    assert outcome["last_step"] < 24
-    wait_until("the end", lambda: slurm.job(job)["JobState"] in ENDED, log)
-    assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()[-4000:]
-    again = json.loads((run / "outcome.json").read_text())
-    assert (again["complete"], again["first_step"]) == (True, outcome["last_step"])
-    started([FMSCALE, "launch", "run.yaml", "train.run=straight", STEPS, "--procs-per-node", "2"], folder)
-    found = compare(read_history(folder / "runs" / "straight"), read_history(run))
-    assert (found.same, found.steps) == (True, 24), found
-
-
-def test_a_job_that_loses_a_node_goes_on_with_a_node_less_in_the_same_order(folder: Path, slurm: Slurm) -> None:
-    run = folder / "runs" / "fewer"
-    sets = ["train.run=fewer", "train.steps=120", "checkpoint.every=4", "batch.uneven=fill"]
-    script = str(LAUNCH / "slurm" / "train.sbatch")
-    # The batch script runs on the first node; the second is lost.
-    job = submitted(slurm, folder, "--nodes=1-2", "--ntasks-per-node=1", script, "run.yaml", *sets)
-    log = folder / f"{job}.log"
-    wait_until("steps", lambda: len(steps_of(run)) >= 9, log)
-    slurm.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")
+    slurm.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=lost")
     try:
-        wait_until("the end", lambda: slurm.job(job)["Restarts"] == "1" and slurm.job(job)["JobState"] in ENDED, log)
+        # the effect of `#SBATCH --signal=B:USR1@300` with 300 s left
+        slurm.run("scancel", "--batch", "--signal=USR1", str(job))
+        wait_until("a requeue", lambda: slurm.job(job)["Restarts"] == "1", log)
+        outcome = json.loads((run / "outcome.json").read_text())
+        assert (outcome["complete"], outcome["stop"], outcome["saved"]) == (False, "SIGUSR1", True)
+        assert (outcome["last_step"] < 24, outcome["world_size"]) == (True, 2)
+        wait_until("the end", lambda: slurm.job(job)["JobState"] in ENDED, log)
         assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()[-4000:]
     finally:
         slurm.run("scontrol", "update", "NodeName=n2", "State=RESUME")
-    outcome = json.loads((run / "outcome.json").read_text())
-    assert (outcome["complete"], outcome["world_size"]) == (True, 1)
-    account = read_account(run)
-    assert [attempt.of("started")[0]["world_size"] for attempt in account.attempts] == [2, 1]
-    assert delivered(run).column("k").to_pylist() == list(range(8 * 120))
+    again = json.loads((run / "outcome.json").read_text())
+    assert (again["complete"], again["first_step"], again["world_size"]) == (True, outcome["last_step"], 1)
+    started([FMSCALE, "launch", "run.yaml", "train.run=straight", STEPS, "--procs-per-node", "2"], folder)
+    found = compare(read_history(folder / "runs" / "straight"), read_history(run), tolerance=OTHER_SIZE)
+    assert (found.same, found.steps) == (True, 24), found
+    assert found.order_hashes is not None
+    assert len(set(found.order_hashes)) == 1
 
 
 def test_a_job_that_fails_keeps_its_status_and_is_not_requeued(folder: Path, slurm: Slurm) -> None:
