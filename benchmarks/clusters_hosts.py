@@ -89,7 +89,7 @@ FAULTS = {
         strike=lambda hosts, host, folder: hosts.signal(host, signal.SIGSTOP),
     ),
     "slow": Fault(
-        words=r"(takes \d+ s so far|no end of train at step) .*rank {rank} on {host} is at step",
+        words=r"(takes \d+ s so far|no end of train at step).*rank {rank} on {host} is at step",
         strike=lambda hosts, host, folder: hosts.throttle(host, 0.01),
         ends=False,
         steps=30,

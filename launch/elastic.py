@@ -14,7 +14,8 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 
-from torch.distributed import DistNetworkError, PrefixStore, Store, TCPStore
+from torch.distributed import DistNetworkError
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousClosedError,
@@ -113,13 +114,16 @@ class ElasticMeeting(RendezvousHandler):
         return True
 
     def _connect(self) -> Store:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         if self._node == 0:
             self._store = serve_store(self._host, self._port, self._timeout)
         else:
             wait = timedelta(seconds=self._timeout)
             self._store = TCPStore(self._host, self._port, is_master=False, timeout=wait)
         self._answered = time.monotonic()
-        threading.Thread(target=self._beat, args=(self._store.clone(),), name="beats", daemon=True).start()
+        own = self._store.clone()  # type: ignore[attr-defined]
+        threading.Thread(target=self._beat, args=(own,), name="beats", daemon=True).start()
         return self._store
 
     def _beat(self, store: Store) -> None:

@@ -40,15 +40,9 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
     nodes, timeout = parameters.max_nodes, int(parameters.get("timeout", 600))
     host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT if nodes > 1 else 0)
     rank, least = str(parameters.get("rank")), parameters.min_nodes
-    if rank not in ("None", "0") and host:
-        await_name(host)
-    if least < nodes and rank.isdecimal() and int(rank) < nodes and parameters.endpoint:
-        if rank == "0":
-            warn_of_loopback(host)
-        return ElasticMeeting(host, port, int(rank), least, nodes, parameters.run_id, timeout)
     if nodes == 1:
         return Meeting(LOOPBACK, port, 0, 1, parameters.run_id, timeout)
-    if parameters.min_nodes != nodes or not rank.isdecimal() or int(rank) >= nodes or not parameters.endpoint:
+    if not rank.isdecimal() or int(rank) >= nodes or not parameters.endpoint:
         raise ConfigError(
             f"The rendezvous {BACKEND} needs the number of nodes, this node's number, and the address of the first",
             found={
@@ -60,6 +54,10 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
         )
     if rank == "0":
         warn_of_loopback(host)
+    else:
+        await_name(host)
+    if least < nodes:
+        return ElasticMeeting(host, port, int(rank), least, nodes, parameters.run_id, timeout)
     return Meeting(host, port, int(rank), nodes, parameters.run_id, timeout)
 
 
