@@ -118,7 +118,7 @@ def test_several_nodes_never_become_one(script: str, environment: dict[str, str]
 
 
 def test_launch_stands_below_the_command_line() -> None:
-    """cli calls launch outside fmscale/, which import-linter does not see. Only the meetings of torchrun import torch."""
+    """cli calls launch outside fmscale/, which import-linter does not see. Only torchrun's meetings import torch."""
     allowed = ("fmscale.launch.", "fmscale.errors.", "fmscale.runtime.", "fmscale.config.")
     strangers = {
         (path.name, name)
