@@ -87,6 +87,7 @@ def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: DryRun) -> No
     assert launch("data.sources=[{dataset: it's}]", "--with", "deepspeed", "--hostfile", "hosts") == [
         "# deepspeed: 2 nodes, 4 ranks on each",
         *EXPORTS,
+        "export PDSH_SSH_ARGS_APPEND='-o ServerAliveInterval=10 -o ServerAliveCountMax=3'",
         f"{BESIDE}/deepspeed --hostfile hosts --force_multi --num_nodes 2 --num_accelerators 4 "
         "--master_addr node-1 --master_port 29500 --no_local_rank --no_python "
         f"env {SETTINGS} {RANK} 'data.sources=[{{dataset: it'\"'\"'s}}]'",
