@@ -9,6 +9,7 @@
 - `agent.py`  parent of the ranks that `local` starts
 - `sweep.py`  runs over values of config keys
 - `rendezvous.py`  the meeting of torchrun's agents
+- `elastic.py`  the meeting of torchrun's agents where nodes come and go
 - `signals.py`  signals to ranks, and the end of a tree of processes
 - `run.py`  starts a launch, passes signals on and waits for its end
 

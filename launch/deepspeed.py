@@ -8,19 +8,23 @@ from fmscale.launch.programs import find_program
 
 from fmscale.errors import ConfigError
 
+SSH = "PDSH_SSH_ARGS_APPEND"
+
 
 def launch_by_deepspeed(request: LaunchRequest) -> Launch:
     """The launch. Raises ConfigError for several nodes without a hostfile: deepspeed would start all ranks here."""
     one_node_or_hostfile(request, "deepspeed")
     program = find_program("deepspeed")
     host, port = meeting_point(request)
-    command = request.command
+    command, environment = request.command, dict(request.environment)
     if request.hosts:
         for needed in ("pdsh", "ssh"):
             find_program(needed)
         # --force_multi: a hostfile with a single host means that host, not this node
         options = ["--hostfile", str(request.hostfile), "--force_multi", "--num_nodes", str(request.nodes)]
         options += ["--num_accelerators", str(request.procs_per_node), "--master_addr", host]
+        # ssh by itself waits for a host that is cut off until TCP gives up, and the launch with it.
+        environment[SSH] = f"{os.environ.get(SSH, '')} -o ServerAliveInterval=10 -o ServerAliveCountMax=3".strip()
         # deepspeed passes on only variables of its own choice, and quotes only arguments with blanks.
         settings = [f"{name}={value}" for name, value in request.environment.items()]
         command = tuple(for_remote_shell(word) for word in ("env", *settings, *command))
@@ -30,7 +34,7 @@ def launch_by_deepspeed(request: LaunchRequest) -> Launch:
     options += ["--master_port", str(port), *request.arguments, "--no_local_rank", "--no_python"]
     return Launch(
         argv=(program, *options, *command),
-        environment=request.environment,
+        environment=environment,
         summary=request.summary("deepspeed"),
         stop_by="terminate" if request.hosts else "ranks",
     )

@@ -24,7 +24,9 @@ class LaunchRequest:
     command: tuple[str, ...]
     """Program and arguments of every rank."""
     nodes: int = 1
-    """Number of nodes."""
+    """Number of nodes; the most, if it may change."""
+    least: int | None = None
+    """Least number of nodes, if it may change."""
     procs_per_node: int = 1
     """Ranks on each node."""
     hosts: tuple[Host, ...] = ()
@@ -55,7 +57,8 @@ class LaunchRequest:
 
     def summary(self, launcher: str) -> str:
         """A line for people: "torchrun: 2 nodes, 8 ranks on each"."""
-        nodes = f"{self.nodes} node" + "s" * (self.nodes != 1)
+        least = f"{self.least} to " if self.least else ""
+        nodes = f"{least}{self.nodes} node" + "s" * (self.nodes != 1)
         ranks = f"{self.procs_per_node} rank" + "s" * (self.procs_per_node != 1)
         return f"{launcher}: {nodes}, {ranks}" + " on each" * (self.nodes > 1)
 

@@ -1,12 +1,14 @@
 """The meeting of torchrun's agents by `--rdzv-backend fmscale`, which `fmscale launch` gives to torchrun.
 
 On one node the store listens on loopback; on several nodes it listens at the address of --rdzv-endpoint, on the node
-with --rdzv-conf rank=0. No process unpickles its values. torch's own rendezvous (c10d, taken by `--standalone`)
-unpickles its state, and torch's static rendezvous listens on all interfaces.
+with --rdzv-conf rank=0. If their number may change, `elastic.py` has the meeting. No process unpickles the store's
+values. torch's own rendezvous (c10d, taken by `--standalone`) unpickles its state, and torch's static rendezvous
+listens on all interfaces.
 """
 
 from collections.abc import Callable
 
+from fmscale.launch.elastic import ElasticMeeting
 from fmscale.launch.launch import DEFAULT_PORT
 from fmscale.launch.torchrun import BACKEND
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
@@ -14,7 +16,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from fmscale.errors import ConfigError
-from fmscale.runtime.tcp_store import LOOPBACK, serve_store, warn_of_loopback
+from fmscale.runtime.tcp_store import LOOPBACK, await_name, serve_store, warn_of_loopback
 
 
 class Meeting(StaticTCPRendezvous):
@@ -37,10 +39,10 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
     """The rendezvous of one agent. Raises ConfigError for several nodes without number or address."""
     nodes, timeout = parameters.max_nodes, int(parameters.get("timeout", 600))
     host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT if nodes > 1 else 0)
+    rank, least = str(parameters.get("rank")), parameters.min_nodes
     if nodes == 1:
         return Meeting(LOOPBACK, port, 0, 1, parameters.run_id, timeout)
-    rank = str(parameters.get("rank"))
-    if parameters.min_nodes != nodes or not rank.isdecimal() or int(rank) >= nodes or not parameters.endpoint:
+    if not rank.isdecimal() or int(rank) >= nodes or not parameters.endpoint:
         raise ConfigError(
             f"The rendezvous {BACKEND} needs the number of nodes, this node's number, and the address of the first",
             found={
@@ -52,6 +54,10 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
         )
     if rank == "0":
         warn_of_loopback(host)
+    else:
+        await_name(host)
+    if least < nodes:
+        return ElasticMeeting(host, port, int(rank), least, nodes, parameters.run_id, timeout)
     return Meeting(host, port, int(rank), nodes, parameters.run_id, timeout)
 
 

@@ -50,6 +50,8 @@ def launch_by_sbatch(request: LaunchRequest) -> Launch:
         )
     # The script calls fmscale by name.
     environment = {**request.environment, "PATH": search_path()}
+    if request.least:
+        environment["PROCS"] = str(request.procs_per_node)
     array = []
     if request.elements:
         array = [f"--array=0-{len(request.elements) - 1}"]
@@ -82,6 +84,8 @@ def _as_lines(elements: tuple[tuple[str, ...], ...], script: Path) -> str:
 
 
 def _shape(request: LaunchRequest) -> list[str]:
+    if request.least:  # with a number of tasks Slurm gives the least nodes, or none
+        return [f"--nodes={request.least}-{request.nodes}", f"--mincpus={request.procs_per_node}"]
     return [f"--nodes={request.nodes}", f"--ntasks={request.ranks}", f"--ntasks-per-node={request.procs_per_node}"]
 
 

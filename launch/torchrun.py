@@ -11,6 +11,10 @@ BACKEND = "fmscale"
 """Name of the rendezvous (`rendezvous.py`) in pyproject.toml. Torch's own rendezvous keeps pickles in a store that
 listens on all interfaces."""
 
+RESTARTS = 10
+"""Restarts after failures of ranks, where nodes may change; a node that comes or is lost counts as none, but its loss
+may show as a failure first."""
+
 SAVE_SECONDS = 300
 """Time for ranks to save after a signal to the agent; by default the agent kills them after 30 s."""
 
@@ -47,7 +51,9 @@ def launch_by_torchrun(request: LaunchRequest) -> Launch:
         # Other nodes only connect to the port of the first node; their own port of that number may be in use.
         leads = not request.node_rank
         host, port = meeting_point(request) if leads else (request.master_addr, request.master_port or DEFAULT_PORT)
-        meeting += ["--nnodes", str(request.nodes), "--rdzv-conf", f"rank={request.node_rank}"]
+        nodes = f"{request.least}:{request.nodes}" if request.least else str(request.nodes)
+        meeting += ["--nnodes", nodes, "--rdzv-conf", f"rank={request.node_rank}"]
+        meeting += ["--max-restarts", str(RESTARTS)] * bool(request.least)
         meeting += ["--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
         # 512 ranks that print to one terminal are unreadable; the files have the output of all.
         meeting += ["--local-ranks-filter", "0", "--tee", "3", "--log-dir", f"{request.logs}/node-{request.node_rank}"]

@@ -44,7 +44,12 @@ def launch(
         typer.Option("--with", help="The launcher. Default: the config's, or local, or torchrun on several nodes."),
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="Nodes. Default: the config's, all of the hostfile, or 1.")
+        str | None,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            help="Nodes; with MIN:MAX (torchrun, sbatch) the run goes on when one is lost or comes. Default: the "
+            "config's, all of the hostfile, or 1.",
+        ),
     ] = None,
     procs_per_node: Annotated[
         int | None,
@@ -102,7 +107,8 @@ def launch(
             raise ConfigError("--summary shows the runs of a sweep", remedy="Give the --sweep options of its launch.")
         show_sweep(folder, elements)
         return
-    options = {"nodes": nodes, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
+    least, most = _range_of_nodes(nodes)
+    options = {"nodes": most, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
     options |= {"launcher": with_ and with_.value}
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (*loaded.launch.arguments, *(argument or ()))
@@ -110,13 +116,14 @@ def launch(
     program = find_program("fmscale")  # every node must have fmscale at this path
     command = (program, "train", config, *(overrides or ()))
     request = _request(settings, (program, "doctor", "--nodes") if doctor else command)
-    request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
+    request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script, least=least)
     launcher = settings.launcher or ("torchrun" if request.nodes > 1 or request.hosts else "local")
     _refuse_mixture(request, launcher, elements, doctor)
     # A wrong batch is refused here, before every rank would refuse it after a wait in the queue.
     runs = [load_config(config, (*(overrides or ()), *element.overrides)) for element in elements] or [loaded]
     for run in runs:
-        derive_batch(run.batch, request.ranks, place=run.place("batch"))
+        for count in range(least or request.nodes, request.nodes + 1):
+            derive_batch(run.batch, count * request.procs_per_node, place=run.place("batch"))
     if launcher == "sbatch" or not elements:
         requests = [replace(request, elements=tuple(element.overrides for element in elements))]
     else:
@@ -141,11 +148,28 @@ def launch(
         raise typer.Exit(status)
 
 
+def _range_of_nodes(nodes: str | None) -> tuple[int | None, int | None]:
+    """Least and most of MIN:MAX, or None and N. Raises ConfigError for any other text."""
+    if nodes is None:
+        return None, None
+    least, colon, most = nodes.rpartition(":")
+    if not most.isdecimal() or int(most) < 1 or (colon and not (least.isdecimal() and 1 <= int(least) < int(most))):
+        raise ConfigError("--nodes is no number of nodes", found=nodes, remedy="Give a number, or a range such as 2:4.")
+    return int(least) if colon else None, int(most)
+
+
 def _refuse_mixture(request: "LaunchRequest", launcher: str, elements: "Sequence[Element]", doctor: bool) -> None:
     """Raise ConfigError for options that exclude each other."""
     if doctor and (elements or launcher == "sbatch"):
         remedy = "Leave --sweep out, and take --with srun where sbatch would queue the runs."
         raise ConfigError("--doctor starts the doctor once, while you wait", found=launcher, remedy=remedy)
+    if request.least and launcher not in ("torchrun", "sbatch"):
+        remedy = "Take --with torchrun, or --with sbatch, whose requeued job takes the nodes that are left."
+        raise ConfigError(
+            f"{launcher} cannot change the number of nodes",
+            found=f"--nodes {request.least}:{request.nodes}",
+            remedy=remedy,
+        )
     if elements and launcher == "torchrun" and request.nodes > 1:
         raise ConfigError(
             "torchrun on several nodes cannot run a sweep: after a failure its nodes would be at different runs",

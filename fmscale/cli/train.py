@@ -1,6 +1,7 @@
 """`fmscale train`: trains a run from its config, as a single process or as a rank of a launcher."""
 
 import gc
+import os
 from typing import Annotated
 
 import typer
@@ -33,6 +34,7 @@ def train(
     """
     from fmscale.cli.train_screen import RunScreen
     from fmscale.config import load_config
+    from fmscale.runtime.stop import Stop
     from fmscale.runtime.world import read_world
 
     loaded, world = load_config(config, overrides or ()), read_world()
@@ -48,3 +50,6 @@ def train(
     outcome = run_training(loaded, show=screen.step, event=screen.event, phase=screen.phase)
     if world.rank == 0:
         screen.end(outcome.last_step, outcome.stop.name if outcome.stop else "")
+    if world.elastic and outcome.stop is Stop.SIGTERM:
+        # An agent ended its ranks for the next meeting, of which that of this node may not have heard yet.
+        raise typer.Exit(os.EX_TEMPFAIL)

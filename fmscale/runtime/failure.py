@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.errors import ConfigError, FmscaleError, FormatError, RankError
-from fmscale.runtime.waits import SHORTEST_PAUSE, HostWaits
+from fmscale.runtime.waits import LONGEST_PAUSE, SHORTEST_PAUSE, HostWaits
 from fmscale.runtime.world import World
 from fmscale.text import scrub
 
@@ -32,6 +32,8 @@ GLOO = re.compile(r"gloo/|Connection (closed|reset) by peer")
 """Words of the bare RuntimeError that gloo raises then."""
 TOLD_SECONDS = 1.0
 """Longest wait for the cause of such an error: a rank's end is noticed at once, and reported in milliseconds."""
+SEEK_SECONDS = 12.0
+"""Longest wait for a cause that no rank tells: rank 0's watchdog then looks for a rank that has fallen silent."""
 START_SECONDS = 60.0
 """Longest time between the starts of two ranks of an attempt."""
 
@@ -56,6 +58,8 @@ class Whereabouts:
     """Monotonic time at which this phase or step began."""
     lost: str = ""
     """End of another rank without a report, as the watchdog saw it."""
+    seeks: bool = False
+    """True while this process, which lost another rank, waits to be told why."""
     _since: float = field(default_factory=time.monotonic)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -197,23 +201,23 @@ def recorded(directory: Path, world: World, where: Whereabouts, waits: HostWaits
 
     Ranks that wait over `waits` learn of the failure after that, so that the cause is recorded before they raise. A
     report that cannot be written is only logged. An error by which this rank lost another becomes a RankError with the
-    cause, if the cause is known within TOLD_SECONDS: a reset connection says nothing of a rank that was killed.
+    cause, if the cause is known within SEEK_SECONDS: a reset connection says nothing of a rank that was killed.
     """
     try:
         yield
     except Exception as raised:
         error = raised
         if where.recorded is not error:
-            where.recorded = error
             if (
                 waits is not None
                 and world.world_size > 1
                 and (cause := _cause(failure_report(error, world, where), where, waits))
             ):
-                error = where.recorded = RankError(
+                error = RankError(
                     f"rank {world.rank} lost another rank: {cause}",
                     remedy="That rank's error.json and log, or the lines of its launcher, say more.",
                 )
+            where.recorded = error
             try:
                 write_first(directory, failure_report(error, world, where))
             except OSError as trouble:
@@ -231,8 +235,10 @@ def _cause(report: Mapping[str, Any], where: Whereabouts, waits: HostWaits) -> s
 
     begin = time.monotonic()
     cause = ""
-    while is_echo(report) and not cause and time.monotonic() - begin < TOLD_SECONDS:
+    while is_echo(report) and not cause and (waited := time.monotonic() - begin) < SEEK_SECONDS:
+        where.seeks = waited >= TOLD_SECONDS
         with suppress(DistNetworkError):
             cause = where.lost or waits.failure()
-        time.sleep(SHORTEST_PAUSE)
+        time.sleep(LONGEST_PAUSE if where.seeks else SHORTEST_PAUSE)
+    where.seeks = False
     return "" if cause in report["cause"] else cause

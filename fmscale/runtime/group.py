@@ -125,36 +125,36 @@ def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag |
     begin = noticed = time.monotonic()
     patience, reason = deadline, ""
     # TCPStore could wait by itself, but it logs nothing meanwhile, and no signal handler runs.
-    while not _answers(host, port):
+    while problem := _no_answer(host, port):
         waited = time.monotonic() - begin
         if stop and not reason:
             reason = told_to_stop(stop)
             patience = min(patience, waited + STOP_SECONDS)
         if waited >= patience:
-            raise _unreached(world, host, port, f"{patience:.0f} s{reason}")
+            raise _unreached(world, f"{host}:{port}: {problem}", f"{patience:.0f} s{reason}")
         if time.monotonic() - noticed >= NOTICE_SECONDS:
             noticed = time.monotonic()
-            logger.warning("rank %d waits %.0f s for rank 0 at %s:%d", world.rank, waited, host, port)
+            logger.warning("rank %d waits %.0f s for rank 0 at %s:%d: %s", world.rank, waited, host, port, problem)
         time.sleep(LONGEST_PAUSE)
     try:
         return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=deadline))
     except DistError as error:
-        raise _unreached(world, host, port, f"{deadline:.0f} s") from error
+        raise _unreached(world, f"{host}:{port}", f"{deadline:.0f} s") from error
 
 
-def _answers(host: str, port: int) -> bool:
-    """True if a process listens at the port."""
+def _no_answer(host: str, port: int) -> str:
+    """Reason why no process answers at the port, such as a name that does not resolve; empty if a process listens."""
     try:
         socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
-def _unreached(world: World, host: str, port: int, within: str) -> RankError:
+def _unreached(world: World, found: str, within: str) -> RankError:
     return RankError(
         f"rank {world.rank} on {socket.gethostname()} did not reach rank 0 within {within}",
-        found=f"{host}:{port}",
+        found=found,
         remedy="Check that rank 0 runs, and that MASTER_ADDR is an address this node can reach.",
     )
 

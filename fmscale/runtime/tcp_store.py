@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import socket
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+NAME_SECONDS = 60.0
 BACKLOG = 4096
 """Connections that may wait to be accepted: all ranks dial at once."""
 
@@ -78,6 +80,25 @@ def _listen(host: str, port: int) -> socket.socket:
         remedy="Set MASTER_PORT to a free one, as another run may be using this; MASTER_ADDR must be a name or an "
         "address of rank 0's node.",
     ) from failure
+
+
+def await_name(host: str) -> None:
+    """Wait until the name of the node where all meet resolves here: that of a pod does only once it runs. Raises
+    ConfigError after NAME_SECONDS.
+    """
+    deadline = time.monotonic() + NAME_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{host}, the node where all meet, does not resolve on {socket.gethostname()}",
+                    found=f"{error.strerror} for {NAME_SECONDS:.0f} s",
+                    remedy="Add it to the name service or to /etc/hosts of this node, or give its address.",
+                ) from error
+        time.sleep(1.0)
 
 
 def warn_of_loopback(host: str) -> None:

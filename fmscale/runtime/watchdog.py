@@ -10,14 +10,12 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent import futures
-from concurrent.futures import Future
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +34,16 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 """Pause between looks: 512 ranks then send 512 requests a second, 1 % of the store's thread."""
-ANSWER_SECONDS = 2.0
-"""Longest wait for the store: its requests have no time limit of their own, and would hang with a stopped store."""
 GRACE_SECONDS = 15.0
 """Time that the main thread has to end by itself: launchers kill 30 s after a stop."""
+SILENT_SECONDS = 6.0
+"""Silence of a rank after which it is lost, if another rank has lost a connection without a reason."""
+PROBE_SECONDS = 2.0
+SSH_PORT = 22
 SLOW = 10
 """Steps of median length after which a step counts as hung."""
+SLOW_SECONDS = 4.0
+"""Shortest step that counts as slow: two looks."""
 STATUS = 2
 """Exit status of `fmscale train` after an error."""
 
@@ -65,10 +67,11 @@ class Watchdog:
         self._told: tuple[float, str] | None = None
         """Time and name of the first stop signal."""
         self._pace, self._beats, self._explained = Pace(), Beats(), 0.0
-        self._asked: Future[Any] | None = None
-        self._unanswered = 0
-        """Looks since the store last answered."""
+        self._slowest = 0.0
+        """Seconds of the slowest step that was told."""
         self._lock, self._closed, self._leaving = threading.Lock(), False, False
+        self._asks = 0.0
+        """Time of the request to the store that has no answer yet; 0 without one."""
         self._thread: threading.Thread | None = None
         self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signals = -1
@@ -82,6 +85,7 @@ class Watchdog:
         self._signals = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="watchdog's guard", daemon=True).start()
 
     def leave(self) -> None:
         """Take no rank's end for a failure any more: called before the last wait of the run."""
@@ -106,8 +110,7 @@ class Watchdog:
         poll = select.poll()
         for descriptor in (*self._peers.descriptors, self._wake[0]):
             poll.register(descriptor, select.POLLIN)
-        # A main thread whose failure is recorded is ending: it says what happened.
-        while not self._closed and self._where.recorded is None:
+        while not self._closed:
             try:
                 self._turn()
             except Exception:
@@ -119,21 +122,43 @@ class Watchdog:
                     poll.unregister(descriptor)
                     self._lose(self._peers.end(descriptor))
 
+    def _guard(self) -> None:
+        """End this process if the store gives no answer: a request to a host that is cut off blocks its thread for 15
+        minutes, also that of a main thread which tells its failure.
+        """
+        while not self._closed:
+            time.sleep(LOOK_SECONDS)
+            asks = self._asks
+            silent = time.monotonic() - asks if asks else 0.0
+            if silent > self._limit / 2:
+                gone = f"{self._served} gave no answer for {silent:.0f} s: it or this host is cut off, or it is gone"
+                self._where.lost = self._where.lost or gone
+                if silent > self._limit / 2 + GRACE_SECONDS:
+                    self._end(self._where.lost, alone=True)
+
+    @property
+    def _served(self) -> str:
+        """Words for the store, with the host that serves it."""
+        host = self._world.master[0] if self._world.master else "rank 0's host"
+        return f"the store on {host}, which rank 0 or its launcher serves,"
+
     def _turn(self) -> None:
         from torch.distributed import DistError
 
-        now = time.monotonic()
+        now = self._asks = time.monotonic()
         self._pace.count(self._where.step, now)
         slow = SLOW * self._pace.median
         try:
-            failure, self._unanswered = self._ask(self._look), 0
-        except TimeoutError:
-            self._unanswered += 1
-            silent = self._unanswered * LOOK_SECONDS
-            told = f"the store that rank 0 or its launcher serves has not answered for {silent:.0f} s"
-            failure = self._where.lost or told if silent > self._limit / 2 else ""
+            failure = self._waits.failure()
+            self._tell_state()
+            if self._world.rank == 0:
+                self._look_after()
         except DistError:
-            failure = self._where.lost or "the store that rank 0 or its launcher serves is gone"
+            failure = self._where.lost = self._where.lost or f"{self._served} is gone"
+        self._asks = 0.0
+        # A main thread whose failure is recorded is ending: it says what happened.
+        if self._where.recorded is not None:
+            return
         if failure and self._ends is None and not self._leaving:
             self._ends = now, failure
             logger.warning("rank %d hears that %s", self._world.rank, failure)
@@ -142,9 +167,12 @@ class Watchdog:
         if self._told and not self._stop and now - self._told[0] >= max(GRACE_SECONDS, slow):
             self._end(f"it was told to stop by {self._told[1]}, and is in a call that does not return")
         long = max(slow, self._limit / 2) if slow and self._where.phase == "train" else self._limit
-        if now - self._where.moved > long and self._explained != self._where.moved:
+        took = now - self._where.moved
+        if took > long and self._explained != self._where.moved:
             self._explained = self._where.moved
-            self._explain(now - self._where.moved)
+            self._explain(took)
+        elif self._world.rank == 0 and slow and self._where.phase == "train":
+            self._tell_slow(took, slow)
 
     def _hear(self, numbers: bytes) -> None:
         for number in numbers:
@@ -155,28 +183,7 @@ class Watchdog:
         """Report a rank's end, unless a failure is reported: it was killed, or crashed."""
         if not (self._closed or self._leaving):
             self._where.lost = self._where.lost or end
-            self._report(end)
-
-    def _report(self, failure: str) -> None:
-        with suppress(TimeoutError):
-            self._ask(partial(self._waits.report, failure))
-
-    def _ask(self, request: Callable[[], Any]) -> Any:
-        """The answer to a request. Raises TimeoutError after ANSWER_SECONDS, or while an earlier one is unanswered."""
-        if self._asked is None or self._asked.done():
-            answer = self._asked = Future()
-            threading.Thread(target=_answer, args=(answer, request), name="watchdog-store", daemon=True).start()
-            return answer.result(ANSWER_SECONDS)
-        futures.wait([self._asked], ANSWER_SECONDS)
-        raise TimeoutError
-
-    def _look(self) -> str:
-        """The first failure that a rank has reported; tells this rank's state."""
-        failure = self._waits.failure()
-        self._tell_state()
-        if self._world.rank == 0:
-            self._look_after()
-        return failure
+            self._waits.report(end)
 
     def _tell_state(self) -> None:
         self._store.set(f"watch/{self._world.rank}", json.dumps(state_of(self._world.rank, self._where)))
@@ -185,40 +192,51 @@ class Watchdog:
         """Write the states of all ranks, and report a rank that tells none any more."""
         states = self._beats.silence(self._states(), LOOK_SECONDS)
         write_watched(self._folder, states)
+        patience = min(self._limit / 2, SILENT_SECONDS) if any(state["seeks"] for state in states) else self._limit / 2
         for state in states:
-            if state["silent"] > self._limit / 2:
+            if state["silent"] >= patience and not self._leaving:
                 name = f"rank {state['rank']} on {state['host']}"
-                self._waits.report(f"{name} told nothing for {state['silent']:.0f} s: it is stopped, cut off or gone")
+                self._waits.report(f"{name} told nothing for {state['silent']:.0f} s: {_silence(state['host'])}")
+                return
 
     def _states(self) -> list[dict[str, Any]]:
         keys = [f"watch/{rank}" for rank in range(self._world.world_size)]
         return [json.loads(value) for value in self._store.multi_get(keys)]
 
-    def _explain(self, seconds: float) -> None:
-        """Write the stacks of all threads, and say where every rank is."""
+    def _tell_slow(self, took: float, slow: float) -> None:
+        """Say where the ranks are in a step that takes far longer than others, and twice as long as told before."""
+        if took > max(slow, SLOW_SECONDS, 2 * self._slowest):
+            self._slowest = took
+            line = "step %s takes %.0f s so far, and %.2f s before: a rank or its host is slow. %s."
+            logger.warning(line, self._where.step, took, slow / SLOW, tell_places(self._states()))
+
+    def _explain(self, seconds: float, alone: bool = False) -> None:
+        """Write the stacks of all threads, and say where every rank is, unless this rank is `alone`."""
         from torch.distributed import DistError
 
         try:
-            places = tell_places(self._ask(self._states))
-        except (DistError, TimeoutError) as error:
-            places = f"the store does not say where the other ranks are{f': {error}' * bool(str(error))}"
+            places = "The other ranks are not asked" if alone else tell_places(self._states())
+        except DistError as error:
+            places = f"the store does not say where the other ranks are: {error}"
         line = f"rank {self._world.rank}: no end of {self._where.phase} at step {self._where.step} for {seconds:.0f} s"
         path = self._folder / f"stacks-rank{self._world.rank:05d}.txt"
         logger.warning("%s. %s. %s.", line, places, write_stacks(path, f"{line}. {places}"))
 
-    def _end(self, cause: str) -> None:
-        """End this process, whose main thread does not end by itself."""
+    def _end(self, cause: str, alone: bool = False) -> None:
+        """End this process, whose main thread does not end by itself. `alone`: the store gives no answer."""
         with self._lock:
-            if self._closed or self._where.recorded is not None:
+            if self._closed or (self._where.recorded is not None and not alone):
                 return
-            self._explain(time.monotonic() - self._where.moved)
-            error = RankError(
+            self._explain(time.monotonic() - self._where.moved, alone)
+            error: BaseException = RankError(
                 f"rank {self._world.rank} ends, as {cause}",
                 remedy="That rank's error.json and log, or the lines of its launcher, say more; the same command goes "
                 "on from the newest checkpoint.",
             )
+            error = self._where.recorded or error
             logger.error("%s", error)
-            self._report(f"rank {self._world.rank} ended, as {cause}")
+            if not alone:
+                self._waits.report(f"rank {self._world.rank} ended, as {cause}")
             with suppress(OSError):
                 write_first(self._folder, failure_report(error, self._world, self._where))
             for stream in (sys.stdout, sys.stderr):
@@ -227,8 +245,14 @@ class Watchdog:
             os._exit(STATUS)
 
 
-def _answer(answer: "Future[Any]", request: Callable[[], Any]) -> None:
+def _silence(host: str) -> str:
+    """Words for the silence of a rank, by an attempt to reach its host. Any answer counts, a refusal too."""
     try:
-        answer.set_result(request())
-    except BaseException as error:
-        answer.set_exception(error)
+        socket.create_connection((host, SSH_PORT), timeout=PROBE_SECONDS).close()
+    except socket.gaierror:
+        return "it was killed or stopped, or its host is cut off or gone"
+    except ConnectionRefusedError:
+        pass
+    except OSError as error:
+        return f"its host gives no answer ({error.strerror or error}): it is cut off or gone"
+    return "its host answers, so it was killed or stopped; its launcher's lines there say more"

@@ -27,7 +27,9 @@ SHOWN = 4
 
 
 def state_of(rank: int, where: Whereabouts) -> dict[str, Any]:
-    """State of this process. `seconds` are those in its phase or step, `place` the line that its main thread is in."""
+    """State of this process. `seconds` are those in its phase or step, `place` the line that its main thread is in,
+    `seeks` is True if it lost another rank and does not know why.
+    """
     return {
         "rank": rank,
         "host": socket.gethostname(),
@@ -35,6 +37,7 @@ def state_of(rank: int, where: Whereabouts) -> dict[str, Any]:
         "phase": where.phase,
         "seconds": time.monotonic() - where.moved,
         "place": _main_place(),
+        "seeks": where.seeks,
     }
 
 
@@ -136,7 +139,9 @@ def tell_places(states: Sequence[Mapping[str, Any]]) -> str:
     told = []
     for (step, phase, place), ranks in sorted(groups.items(), key=lambda group: len(group[1]))[:SHOWN]:
         verb = "is" if len(ranks) == 1 else "are"
-        told.append(f"{name_ranks(ranks)} {verb} at step {step} in {phase}" + (f", {place}" if place else ""))
+        hosts = {state["host"] for state in states if state["rank"] in ranks}
+        where = f" on {hosts.pop()}" if len(hosts) == 1 else ""
+        told.append(f"{name_ranks(ranks)}{where} {verb} at step {step} in {phase}" + (f", {place}" if place else ""))
     late = lagging(states)
     lag = f"{name_ranks(late)} {'lags' if len(late) == 1 else 'lag'} behind; " if late else ""
     return lag + "; ".join(told)

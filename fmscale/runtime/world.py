@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 
 from fmscale.errors import ConfigError
 
+ROUND = "FMSCALE_ROUND"
+"""Variable by which `fmscale launch` numbers the meetings of nodes that may come and go."""
 Launcher = Literal["torchrun", "mpirun", "srun", "none"]
 
 
@@ -39,7 +41,9 @@ class World:
     meeting: int | None = None
     """File descriptor of a socket bound to that port, which rank 0 has from the launcher `local`."""
     attempt: int = 0
-    """Number of restarts by the launcher."""
+    """Number of restarts by the launcher, or of meetings before this one."""
+    elastic: bool = False
+    """True if the launcher starts the ranks again when a node comes or is lost."""
     notice: str = ""
     """Warning for the user about the environment; usually empty."""
 
@@ -173,7 +177,8 @@ def _finish(world: World, environ: Mapping[str, str]) -> World:
         master=master,
         hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         meeting=_integer(environ, MEETING) if environ.get(MEETING) else None,
-        attempt=_integer(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
+        attempt=_integer(environ, ROUND if ROUND in environ else "TORCHELASTIC_RESTART_COUNT", "0"),
+        elastic=ROUND in environ,
     )
 
 

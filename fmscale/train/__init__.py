@@ -2,6 +2,7 @@
 
 - `run.py`                a run: the ranks meet, its parts are assembled, its state is restored, the loop runs
 - `session.py`            a rank's place, device, store and lease, before it builds anything
+- `same_config.py`        the refusal of ranks that were given different configs
 - `setup.py`              assembly of the loop's parts
 - `loop.py`               steps, saves and evaluations until the end or a stop
 - `rows.py`               the rows of a step, taken while the step before it computes

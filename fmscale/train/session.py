@@ -30,6 +30,7 @@ from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
 from fmscale.store.tiers.tier import Tier
 from fmscale.train.run_folder import check_folder, run_folder
+from fmscale.train.same_config import config_digest, refuse_other_configs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
     """Connect the ranks; `stack` disconnects them.
 
     Every check that can fail on a single rank comes after the meeting: from then on a failure ends the waits of the
-    other ranks. Raises RankError if the ranks do not meet, FmscaleError if this machine lacks something.
+    other ranks. Raises RankError if the ranks do not meet, ConfigError if their configs differ, another FmscaleError
+    if this machine lacks something.
     """
     where.phase = "meeting"
     stop = StopFlag(config.train.seconds).install(alone=world.launcher == "none")
@@ -93,7 +95,9 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
     waits, folder, seconds = HostWaits(store, world), run_folder(config), config.train.comm_seconds
     watchdog = Watchdog(store, world, where, folder, stop, limit=seconds)
     stack.callback(watchdog.close)
-    watchdog.start(waits.barrier("meeting", value=identity(), deadline=seconds, stop=stop))
+    own = json.dumps([identity(), config_digest(config)])
+    met = [json.loads(value) for value in waits.barrier("meeting", value=own, deadline=seconds, stop=stop)]
+    watchdog.start([name for name, _ in met])
     with recorded(folder, world, where, waits):
         if world.rank == 0:
             check_folder(config)
@@ -101,6 +105,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
             clear_failure(folder)
             waits.arrive("the run's folder")
         waits.wait("the run's folder", ranks=[0], stop=stop)
+        refuse_other_configs(config, [digest for _, digest in met], waits, seconds)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         device = pick_device(world, config.train.device)

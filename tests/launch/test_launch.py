@@ -99,6 +99,7 @@ def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: DryRun) -> No
     assert launch("data.sources=[{dataset: it's}]", "--with", "deepspeed", "--hostfile", "hosts") == [
         "# deepspeed: 2 nodes, 4 ranks on each",
         *EXPORTS,
+        "export PDSH_SSH_ARGS_APPEND='-o ServerAliveInterval=10 -o ServerAliveCountMax=3'",
         f"{BESIDE}/deepspeed --hostfile hosts --force_multi --num_nodes 2 --num_accelerators 4 "
         "--master_addr node-1 --master_port 29500 --no_local_rank --no_python "
         f"env {SETTINGS} {RANK} 'data.sources=[{{dataset: it'\"'\"'s}}]'",
@@ -278,3 +279,31 @@ def test_the_clusters_that_are_shipped(
     assert first in lines[-1]
     assert lines[-1].endswith(last)
     assert ("export NCCL_SOCKET_IFNAME=ib0" in lines) == (name != "node")
+
+
+def test_torchrun_takes_a_range_of_nodes(launch: DryRun) -> None:
+    words = ("--nodes", "2:4", "--procs-per-node", "4", "--node-rank", "1", "--master-addr", "node-1")
+    lines = launch("batch.uneven=fill", *words)
+    assert lines[0] == "# torchrun: 2 to 4 nodes, 4 ranks on each; this is node 1"
+    assert " --nnodes 2:4 --rdzv-conf rank=1 --max-restarts 10 --rdzv-endpoint node-1:29500 " in lines[-1]
+
+
+def test_sbatch_takes_a_range_of_nodes_and_no_number_of_tasks(launch: DryRun) -> None:
+    lines = launch("batch.uneven=fill", "--with", "sbatch", "--nodes", "2:4", "--procs-per-node", "4")
+    assert "export PROCS=4" in lines
+    assert "/sbatch --nodes=2-4 --mincpus=4 " in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--nodes", "4:2"), "--nodes is no number of nodes"),
+        (("--nodes", "0"), "--nodes is no number of nodes"),
+        (("batch.uneven=fill", "--nodes", "2:4", "--with", "srun"), "srun cannot change the number of nodes"),
+        (("--nodes", "1:3"), "here 16 = 1 x accumulation x 3"),
+    ],
+)
+def test_a_range_of_nodes_that_cannot_be_is_refused(launch: DryRun, words: tuple[str, ...], told: str) -> None:
+    assert told in " ".join(
+        launch(*words, "--procs-per-node", "1", "--node-rank", "0", "--master-addr", "node-1", status=2)
+    )

@@ -50,7 +50,7 @@ def test_on_several_nodes_it_is_where_the_endpoint_is(caplog: pytest.LogCaptureF
     [
         ("node-1:29500", 2, {}),
         ("node-1:29500", 2, {"rank": "2"}),
-        ("node-1:29500", 1, {"rank": "0"}),
+        ("node-1:29500", 1, {}),
         ("", 2, {"rank": "0"}),
     ],
 )

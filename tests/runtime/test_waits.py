@@ -342,7 +342,7 @@ def test_a_rank_that_looks_for_rank_zero_heeds_a_stop_and_says_what_it_does(
     world = World(rank=1, world_size=2, master=("127.0.0.1", port))
     with pytest.raises(RankError, match=r"did not reach rank 0 within \d+ s, .*told to stop \(SIGTERM\)"):
         connect(world, stop=told)
-    assert caplog.records[0].getMessage().endswith(f" s for rank 0 at 127.0.0.1:{port}")
+    assert caplog.records[0].getMessage().endswith(f" s for rank 0 at 127.0.0.1:{port}: Connection refused")
 
 
 def test_a_port_in_use_and_a_rank_zero_that_is_not_there() -> None:

@@ -3,29 +3,27 @@
 import json
 import os
 import queue
-import re
 import select
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import distributed
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
-from fmscale.errors import FormatError, ObjectNotFound
-from fmscale.runtime import watchdog
-from fmscale.runtime.failure import Whereabouts, first_failure
+from fmscale.errors import FormatError, ObjectNotFound, RankError
+from fmscale.runtime import failure, watchdog
+from fmscale.runtime.failure import Whereabouts, first_failure, recorded
 from fmscale.runtime.group import connect
 from fmscale.runtime.peers import Peers, identity
 from fmscale.runtime.stop import StopFlag
-from fmscale.runtime.tcp_store import LOOPBACK, serve_store
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.watchdog import Watchdog
 from fmscale.runtime.watched import Pace, lagging, read_watched, tell_places, write_watched
@@ -34,17 +32,18 @@ from tests.helpers.ranks import RankDied, run_ranks
 
 
 def state(rank: int, step: int, phase: str = "train", place: str = "train/loop.py:80 run_loop") -> dict[str, object]:
-    return {"rank": rank, "host": "a", "step": step, "phase": phase, "seconds": 3.0, "place": place}
+    told = {"rank": rank, "host": "a", "step": step, "phase": phase, "seconds": 3.0, "place": place}
+    return {**told, "seeks": False}
 
 
 def test_the_ranks_that_others_wait_for_are_told_first() -> None:
     states = [*(state(rank, 7) for rank in range(3)), state(3, 6, "save", "checkpoint/saver.py:9 save")]
     assert lagging(states) == [3]
     assert tell_places(states) == (
-        "rank 3 lags behind; rank 3 is at step 6 in save, checkpoint/saver.py:9 save; "
-        "ranks 0, 1, 2 are at step 7 in train, train/loop.py:80 run_loop"
+        "rank 3 lags behind; rank 3 on a is at step 6 in save, checkpoint/saver.py:9 save; "
+        "ranks 0, 1, 2 on a are at step 7 in train, train/loop.py:80 run_loop"
     )
-    assert tell_places([state(0, 7), state(1, 7, place="data/ahead.py:3 get")]).startswith("rank 0 is at step 7")
+    assert tell_places([state(0, 7), state(1, 7, place="data/ahead.py:3 get")]).startswith("rank 0 on a is at")
 
 
 def test_the_pace_is_that_of_the_steps_between_looks() -> None:
@@ -115,12 +114,70 @@ def test_a_step_that_does_not_end_is_explained(watched: SimpleNamespace, monkeyp
     assert [one["rank"] for one in read_watched(watched.folder)[1]] == [0, 1]
 
 
+def test_a_step_that_takes_ten_times_as_long_is_told_with_where_the_ranks_are(
+    watched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(watchdog.logger, "warning", lambda form, *values: told.append(form % values))
+    for took in (4.1, 6.0, 3.9, 8.3):
+        watched.dog._tell_slow(took, 2.0)
+    assert [line.partition(",")[0] for line in told] == ["step 7 takes 4 s so far", "step 7 takes 8 s so far"]
+    assert "0.20 s before" in told[0]
+    assert "rank 1 on a is at step 6" in told[0]
+
+
 def test_a_rank_that_tells_nothing_any_more_is_reported(watched: SimpleNamespace) -> None:
     watched.dog._limit = 0.1
     watched.dog.start([identity(), "[null, null, null]"])
     assert watched.ended.wait(30)
     assert "rank 1 on a told nothing for " in watched.waits.failure()
     assert {one["rank"]: one["silent"] > 0 for one in read_watched(watched.folder)[1]} == {0: False, 1: True}
+
+
+def test_a_silent_rank_is_named_soon_after_a_lost_connection(
+    watched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that lost a connection seeks the cause; else silence counts after half of 60 s."""
+    monkeypatch.setattr(watchdog, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(failure, "TOLD_SECONDS", 0.0)
+    watched.dog.start([identity(), "[null, null, null]"])
+    error = RuntimeError("Connection reset by peer")
+    lost = pytest.raises(RankError, match="lost another rank: rank 1 on a told nothing for ")
+    with lost as caught, recorded(watched.folder, World(world_size=2), watched.where, watched.waits):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+SERVER = """
+import sys
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_rank_whose_store_gives_no_answer_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the link is down. Its main thread has failed, and waits to tell so."""
+    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.05)
+    ended, where, world = threading.Event(), Whereabouts(phase="train"), World(rank=1, world_size=2, master=("n1", 1))
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        store = TCPStore("127.0.0.1", int(server.stdout.readline()), is_master=False, timeout=timedelta(seconds=60))
+        store.set("watch/0", json.dumps(state(0, 7)))
+        dog = Watchdog(store, world, where, tmp_path, StopFlag(), limit=0.2)
+        try:
+            server.send_signal(signal.SIGSTOP)
+            where.recorded = ValueError("its own")
+            dog.start(["[null, null, null]", identity()])
+            assert ended.wait(30)
+            assert where.lost.startswith("the store on n1, which rank 0 or its launcher serves, gave no answer for ")
+        finally:
+            server.kill()
+            dog.close()
 
 
 def test_after_a_failure_a_rank_that_goes_on_is_ended_with_whose_it_was(watched: SimpleNamespace) -> None:
@@ -135,59 +192,13 @@ def test_after_a_failure_a_rank_that_goes_on_is_ended_with_whose_it_was(watched:
 def test_a_rank_that_is_ending_is_left_alone(watched: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     watched.waits.report("rank 1 on b failed in train: No disk")
     watched.where.recorded = ValueError("its own")
+    turned = threading.Semaphore(0)
+    monkeypatch.setattr(watchdog.Watchdog, "_tell_state", lambda self: turned.release())
     watched.dog.start([identity(), "[null, null, null]"])
-    watched.dog._thread.join(30)
+    for _ in range(20):  # 20 looks of 0.01 s: the grace is over
+        assert turned.acquire(timeout=30)
     watched.dog._end("by itself")
-    assert not watched.dog._thread.is_alive()
     assert not watched.ended.is_set()
-
-
-def left_by_the_store(rank: int, size: int, folder: str) -> list[str]:
-    """Rank 0, which serves the store, is stopped for a while, then for long; the causes that rank 1 ends with."""
-    world = read_world(os.environ)
-    waits = HostWaits(connect(world), world)
-    own = serve_store(LOOPBACK, 0, 60.0) if rank == 0 else None
-    pid, port = json.loads(waits.barrier("process", value=json.dumps([os.getpid(), own and own.port]))[0])
-    if rank == 0:
-        waits.wait("end", ranks=[1], deadline=60)
-        return []
-    store = connect(World(rank=1, world_size=2, master=(LOOPBACK, port)))
-    ended: queue.Queue[str] = queue.Queue()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watchdog, "LOOK_SECONDS", 0.01)
-        patch.setattr(watchdog, "ANSWER_SECONDS", 0.05)
-        patch.setattr(watchdog, "GRACE_SECONDS", 0.0)
-        dog = Watchdog(store, World(rank=1, world_size=2), Whereabouts(), Path(folder), StopFlag(), limit=0.5)
-        patch.setattr(dog, "_end", ended.put)
-        dog.start([identity()])
-        causes = []
-        for seconds in (1e6, 0.5):
-            dog._limit = seconds
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                until(lambda: dog._unanswered >= 5)
-                if seconds < 1:
-                    causes.append(ended.get(timeout=30))
-            finally:
-                os.kill(pid, signal.SIGCONT)
-            until(lambda: dog._unanswered == 0)
-            assert ended.empty() or causes, "a pause is no loss"
-        dog.close()
-    waits.arrive("end")
-    return [*causes, *[thread.name for thread in threading.enumerate() if thread.name == "watchdog-store"]]
-
-
-def until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_a_store_that_does_not_answer_is_named_after_the_limit_and_asked_by_one_thread(tmp_path: Path) -> None:
-    cause, *threads = run_ranks(left_by_the_store, 2, str(tmp_path))[1]
-    assert re.fullmatch(r"the store that rank 0 or its launcher serves has not answered for \d+ s", cause)
-    assert threads == []
 
 
 def deaf(rank: int, size: int, folder: str) -> None:
