@@ -34,8 +34,10 @@ def source_digest() -> str:
 
 
 def compare(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float | str]]:
-    """(op, largest relative error), or (op, reason) for an op that could not run; in CASES' order."""
-    for name, case in CASES.items():
+    """(op, largest relative error), or (op, reason) for an op that could not run; in CASES' order, on a GPU then
+    those of FALLBACK.
+    """
+    for name, case in {**CASES, **(FALLBACK if device.type == "cuda" else {})}.items():
         try:
             ours, eager = (_results(case, device, dtype, backend) for backend in ("triton", "eager"))
         except Exception as error:  # a compiler's or driver's error of any type is the result of this test
@@ -118,3 +120,9 @@ CASES: dict[str, Case] = {
     "byte_planes": _planes,
 }
 """Ops with a Triton backend."""
+FALLBACK: dict[str, Case] = {
+    "flash_attention by torch (varlen)": lambda make, backend: _attention(
+        make, "varlen" if backend == "triton" else backend
+    )
+}
+"""Torch's attention over documents, which `auto` takes where Triton's cannot serve a call."""
