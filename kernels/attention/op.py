@@ -88,9 +88,7 @@ def flash_attention(
     refusals = {
         "triton": _triton_refusal(q, k, cu_q),
         "sdpa": _sdpa_refusal(q, k, cu_q, cu_seqlens_k, causal, window, softcap, sinks, return_lse),
-        "varlen": varlen_refusal(
-            q, k, cu_seqlens_k, softcap=softcap is not None, sinks=sinks is not None, return_lse=return_lse
-        ),
+        "varlen": varlen_refusal(q, k, cu_seqlens_k, softcap, sinks, return_lse),
         "eager": None,
     }
     if backend == "auto" and q.device.type != "cuda":
@@ -104,11 +102,11 @@ def flash_attention(
     q4, k4, v4 = (unit(x[None] if packed else x) for x in (q, k, v))
     reach = 0 if window is None else min(window, NO_WINDOW)
     cap = 0.0 if softcap is None else float(softcap)
-    if chosen == "sdpa":
-        out = sdpa(q4, k4, v4, cu_q, causal=causal, scale=scale)
-        return out[0] if packed else out
-    if chosen == "varlen":
-        out = varlen(q4, k4, v4, cu_q, causal=causal, window=reach, scale=scale)
+    if chosen in ("sdpa", "varlen"):
+        options: dict[str, Any] = {"causal": causal, "scale": scale}
+        out = (
+            sdpa(q4, k4, v4, cu_q, **options) if chosen == "sdpa" else varlen(q4, k4, v4, cu_q, window=reach, **options)
+        )
         return out[0] if packed else out
     if chosen == "eager":
         out, lse = eager(q4, k4, v4, cu_q, cu_k, causal=causal, window=reach, softcap=cap, sinks=sinks, scale=scale)

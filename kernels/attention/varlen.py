@@ -11,7 +11,7 @@ GROUPED = {"enable_gqa": True} if tuple(map(int, torch.__version__.split(".")[:2
 
 
 def varlen_refusal(
-    q: Tensor, k: Tensor, cu_k: Tensor | None, *, softcap: bool, sinks: bool, return_lse: bool
+    q: Tensor, k: Tensor, cu_k: Tensor | None, softcap: float | None, sinks: Tensor | None, return_lse: bool
 ) -> str | None:
     """Reason why it cannot serve a call, or None. `cu_k` are offsets of the keys' own."""
     if q.device.type != "cuda":
@@ -19,7 +19,7 @@ def varlen_refusal(
     if torch.are_deterministic_algorithms_enabled():
         return "its backward is not deterministic, which torch.use_deterministic_algorithms asks for"
     features = {
-        "a soft-cap": softcap, "sinks": sinks, "return_lse": return_lse,
+        "a soft-cap": softcap is not None, "sinks": sinks is not None, "return_lse": return_lse,
         "keys with lengths of their own": cu_k is not None or q.shape[:-2] != k.shape[:-2],
         "grouped heads before torch 2.12": not GROUPED and q.shape[-2] != k.shape[-2],
     }  # fmt: skip
