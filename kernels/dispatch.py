@@ -25,7 +25,6 @@ from fmscale.errors import KernelError
 
 FORMAT_VERSION = 1
 TUNED = Path(__file__).parent / "tuned"
-BACKENDS = ("triton", "sdpa", "eager")
 log = logging.getLogger("fmscale.kernels")
 
 Config = Mapping[str, int]

@@ -34,8 +34,8 @@ def source_digest() -> str:
 
 
 def compare(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float | str]]:
-    """(op, largest relative error), or (op, reason) for an op that could not run; in CASES' order."""
-    for name, case in CASES.items():
+    """(op, largest relative error), or (op, reason) for an op that could not run; on a GPU also for FALLBACK."""
+    for name, case in {**CASES, **(FALLBACK if device.type == "cuda" else {})}.items():
         try:
             ours, eager = (_results(case, device, dtype, backend) for backend in ("triton", "eager"))
         except Exception as error:  # a compiler's or driver's error of any type is the result of this test
@@ -118,3 +118,7 @@ CASES: dict[str, Case] = {
     "byte_planes": _planes,
 }
 """Ops with a Triton backend."""
+FALLBACK: dict[str, Case] = {
+    "flash_attention (varlen)": lambda make, backend: _attention(make, "eager" if backend == "eager" else "varlen")
+}
+"""Torch's attention over documents, which `auto` takes where Triton's cannot serve a call."""

@@ -4,11 +4,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.gpu_hour.more_claims import WARMUP, more_claims
 from benchmarks.gpu_hour.runs import Hour, Run
 from benchmarks.harness import Claim
 
-WARMUP = 10
-"""Steps of the large run that do not count: compilation and first reads."""
 LEAST_STEPS = 10
 """Fewest counted steps for a figure of the large run."""
 TOKENS_PER_SECOND = 45_000.0
@@ -18,7 +17,7 @@ SAVE_SECONDS = 0.05
 
 def train_claims(hour: Hour) -> list[Claim]:
     """All claims, in the order of the steps."""
-    return [*_imports(hour), *_devices(hour), *_bf16(hour), *_large(hour)]
+    return [*_imports(hour), *_devices(hour), *_bf16(hour), *_large(hour), *more_claims(hour)]
 
 
 def _imports(hour: Hour) -> list[Claim]:

@@ -14,8 +14,9 @@ from typing import Any
 from benchmarks.gpu_hour.install import missing, python_of
 from benchmarks.gpu_hour.jobs import Job, Outcome, run_jobs
 from benchmarks.gpu_hour.journal import FORMAT, FORMAT_VERSION, Journal
+from benchmarks.gpu_hour.setting import Setting, Step
 from benchmarks.gpu_hour.source import identity
-from benchmarks.gpu_hour.steps import Setting, Step, chosen, steps
+from benchmarks.gpu_hour.steps import chosen, steps
 from fmscale.runtime.provenance import this_machine
 
 INSTALL_SECONDS = 120.0
@@ -45,19 +46,25 @@ class Stopped(Exception):
     """A signal ended the hour."""
 
 
-def run_hour(asked: Asked) -> int:
-    """Run the steps; 0 if all succeeded, else 1. Raises ValueError for an unknown step."""
-    deadline = time.monotonic() + asked.seconds - CLOSING_SECONDS
-    scratch = Path(tempfile.mkdtemp(prefix="fmscale-gpu-", dir=asked.scratch))
+def run_hours(hours: Sequence[Asked]) -> int:
+    """Run the steps of each hour; 0 if all succeeded, else 1. Raises ValueError for an unknown step."""
+    scratch = Path(tempfile.mkdtemp(prefix="fmscale-gpu-", dir=hours[0].scratch))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _stop)
+    good = True
     try:
-        return _steps(asked, scratch, deadline)
+        for asked in hours:
+            came_out, stopped = _steps(asked, scratch, time.monotonic() + asked.seconds - CLOSING_SECONDS)
+            good &= came_out
+            if stopped:
+                break
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return 0 if good else 1
 
 
-def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
+def _steps(asked: Asked, scratch: Path, deadline: float) -> tuple[bool, bool]:
+    """True if all steps succeeded; True if a signal ended them."""
     planned = chosen(steps(asked.mode, Setting(python=sys.executable, scratch=scratch, dry=asked.dry)), asked.only)
     journal = Journal(asked.out)
     began = time.monotonic()
@@ -79,7 +86,7 @@ def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
     journal.record("end", ok=good, reason=reason, seconds=round(time.monotonic() - began, 1))
     journal.close()
     print(f"{'all steps came out' if good else reason or 'not all steps came out'}; records are in {asked.out}")
-    return 0 if good else 1
+    return good, bool(reason)
 
 
 def _environment(journal: Journal, scratch: Path, deadline: float) -> str:
@@ -88,6 +95,8 @@ def _environment(journal: Journal, scratch: Path, deadline: float) -> str:
     if not absent:
         return sys.executable
     folder = scratch / "venv"
+    if Path(python_of(folder)).exists() and not missing(python_of(folder)):  # the hour before made it
+        return python_of(folder)
     command = (sys.executable, "-m", "benchmarks.gpu_hour.install", str(folder))
     job = Job(name="install", command=command, seconds=INSTALL_SECONDS)
     step = Step(name="install", what=f"missing here: {', '.join(absent)}", least=0, most=INSTALL_SECONDS, jobs=(job,))

@@ -12,8 +12,20 @@ STREAM: TextIO = os.fdopen(os.dup(1), "w")
 REASON_CHARACTERS = 1500
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--deal=N/COUNT`: run every COUNT-th test, from the N-th on."""
+    parser.addoption("--deal", default="0/1")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep this process's share of the chosen tests."""
+    mine, count = map(int, config.getoption("--deal").split("/"))
+    items[:] = items[mine::count]
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Emit the number of tests, so that a reader can count unfinished tests."""
+    """Emit the names of the tests, so that a reader can count unfinished tests."""
     emit(STREAM, about="collected", tests=[item.nodeid for item in session.items])
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Record = dict[str, Any]
+MEASURED = frozenset({"pages", "ceilings", "variants", "row"})
+"""Kinds of findings of which a job has several."""
 
 
 @dataclass(kw_only=True)
@@ -27,6 +29,8 @@ class Run:
     """Memory between steps, with all remains of a step."""
     end: Record = field(default_factory=dict)
     """Observations at its completion; empty if it is incomplete."""
+    measured: list[Record] = field(default_factory=list)
+    """Measurements of a job that does not train: memory pages, variants and rows of kernels."""
     tests: dict[str, Record] = field(default_factory=dict)
     """Finished tests, by name."""
     collected: list[str] = field(default_factory=list)
@@ -99,6 +103,8 @@ def _found(hour: Hour, run: Run, found: Record) -> None:
         run.steps += found["steps"]
     elif about == "save":
         run.saves.append(found)
+    elif about in MEASURED:
+        run.measured.append(found)
     elif about == "test":
         known = run.tests.get(found["test"])
         if known is None or known["outcome"] == "passed":

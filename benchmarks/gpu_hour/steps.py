@@ -1,89 +1,38 @@
-"""The steps, and the processes of each."""
+"""The steps of `train`, and the processes of each."""
 
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
-from benchmarks.gpu_hour.jobs import Job
+from benchmarks.gpu_hour.kernel_steps import kernel_steps
+from benchmarks.gpu_hour.setting import AT_ONCE, Setting, Step
 
 SMALL = "benchmarks/gpu_hour/small.yaml"
 LARGE = "configs/run/h200.yaml"
 LARGE_BYTES = 45 * 10**9
 """Disk that step 6 takes: two checkpoints of 17.3 GB while the second is written, and the store."""
+M124 = (
+    "model.num_layers=12", "model.dim=768", "model.num_heads=12", "model.num_kv_heads=12", "model.hidden_dim=2048",
+    "model.tied=true", "batch.micro_batch=32", "batch.global_batch=64", "train.steps=50", "train.log_every=5",
+    "checkpoint.every=null",
+)  # fmt: skip
+"""GPT-2's size in the large run's file: 40 counted steps of 131,072 tokens behind 10 others."""
+SECONDS = {"train": 300.0, "kernels": 240.0}
+"""Time of each mode: both are 540 s."""
+DRY_SECONDS = 3600.0
+"""Time of a mode without a GPU, whose machine may be busy."""
 TINY = ("data.sequence_length=64", "batch.global_batch=4", "batch.micro_batch=2", "train.steps=4")
 TINY_MODEL = ("model.num_layers=2", "model.dim=64", "model.num_heads=2", "model.max_seq_len=64")
 TINY_LARGE = ("model.num_kv_heads=2", "model.hidden_dim=128", "model.vocab_size=8192")
-AT_ONCE = max(2, min(8, (os.cpu_count() or 1) // 2))
-"""Small runs side by side: they wait for the host, not for the GPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """Part of an hour."""
-
-    name: str
-    """Number in the records and in --only."""
-    what: str
-    """Description."""
-    least: float
-    """Seconds below which it is not started."""
-    most: float
-    """Seconds that it may take."""
-    jobs: tuple[Job, ...]
-    """Its processes, the most important first."""
-    at_once: int = 1
-    """Number of parallel processes."""
-    disk: int = 0
-    """Bytes of free disk that it needs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Place where the steps run."""
-
-    python: str
-    """Interpreter of the jobs."""
-    scratch: Path
-    """Folder for the store, runs and caches."""
-    dry: bool
-    """True for tiny steps on the CPU."""
-
-    @property
-    def store(self) -> str:
-        """The corpus."""
-        return str(self.scratch / "store")
-
-    def job(self, name: str, module: str, *words: str, seconds: float, device: str = "", at_once: int = 1) -> Job:
-        """A process of this checkout; `device` is for DeepSpeed, which otherwise chooses a device itself."""
-        environment = {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-            # 8 runs with a worker for every core would spend the step on starting workers.
-            "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // at_once)),
-            "TORCH_EXTENSIONS_DIR": str(self.scratch / "extensions"),
-            **({"DS_ACCELERATOR": device} if device else {}),
-        }
-        # The times are a GPU's; the CPU of a busy machine may take several times as long.
-        seconds = math.inf if self.dry else seconds
-        return Job(name=name, command=(self.python, "-m", module, *words), seconds=seconds, environment=environment)
-
-    def run(self, name: str, config: str, *overrides: str, device: str, seconds: float, at_once: int = 1) -> Job:
-        """A training run with its own name, folder and run in the store."""
-        backend = ("--backend=aot_eager",) if self.dry else ()
-        own = (f"train.run={name}", f"train.folder={self.scratch / 'runs'}", f"store.url={self.store}")
-        words = (*backend, config, *own, f"train.device={device}", *overrides)
-        module = "benchmarks.gpu_hour.train_job"
-        return self.job(name, module, *words, seconds=seconds, device=device, at_once=at_once)
 
 
 def steps(mode: str, setting: Setting) -> list[Step]:
     """Steps of `train` or `kernels`, in order: if time ends early, the first steps support the claims."""
     if mode == "kernels":
-        made = [_prepare(setting, "--kernels-alone"), _kernels(setting)]
+        made = [_prepare(setting, "--kernels-alone"), *kernel_steps(setting)]
     else:
         made = [_prepare(setting), _devices(setting), _bf16(setting), _large(setting)]
+        made += [_speed(setting), _killed(setting), _memory(setting), _recompute(setting)]
     return [replace(step, most=math.inf) for step in made] if setting.dry else made
 
 
@@ -116,7 +65,7 @@ def _devices(setting: Setting) -> Step:
         for device, stage, attention in kinds
     )
     what = "fp32: CPU and GPU, ZeRO stages 0 and 2, attention by Triton and eager"
-    return Step(name="1", what=what, least=25, most=110, jobs=jobs, at_once=AT_ONCE)
+    return Step(name="1", what=what, least=20, most=60, jobs=jobs, at_once=AT_ONCE)
 
 
 def _bf16(setting: Setting) -> Step:
@@ -133,7 +82,6 @@ def _bf16(setting: Setting) -> Step:
         kinds += [(stage, on, "none", "") for stage in (1, 0, 3) for on in (True, False) if stage < 3 or not on]
         kinds += [(stage, True, "full", "") for stage in (1, 0)]
         kinds += [(stage, False, "full", "") for stage in (2, 3, 1, 0)]
-    device = "cpu" if setting.dry else "cuda"
     jobs = tuple(
         setting.run(
             f"bf16-stage{stage}-{'compiled' if compiled else 'plain'}-recompute_{recompute}{again}",
@@ -143,14 +91,14 @@ def _bf16(setting: Setting) -> Step:
             f"train.compile={str(compiled).lower()}",
             f"train.recompute={recompute}",
             *_size(setting),
-            device=device,
+            device=setting.device,
             seconds=90,
             at_once=AT_ONCE,
         )
         for stage, compiled, recompute, again in kinds
     )
     what = "bf16: ZeRO stages 0 to 3, compile, recompute, the same run twice"
-    return Step(name="2", what=what, least=35, most=150, jobs=jobs, at_once=AT_ONCE)
+    return Step(name="2", what=what, least=25, most=75, jobs=jobs, at_once=AT_ONCE)
 
 
 def _large(setting: Setting) -> Step:
@@ -158,35 +106,54 @@ def _large(setting: Setting) -> Step:
     saves = ("checkpoint.keep_last=1", "checkpoint.grace_seconds=0", "train.log_every=5")
     tiny = (*TINY, *TINY_MODEL, *TINY_LARGE, "checkpoint.every=2", "data.memory_bytes=16777216")
     sizes = tiny if setting.dry else ("batch.global_batch=32", "train.steps=60", "checkpoint.every=20")
-    device = "cpu" if setting.dry else "cuda"
-    job = setting.run("h200", LARGE, *saves, *sizes, device=device, seconds=260)
+    job = setting.run("h200", LARGE, *saves, *sizes, device=setting.device, seconds=200)
     what = "1.3 B parameters, the store and checkpoints included"
-    least, disk = (5, 0) if setting.dry else (100, LARGE_BYTES)
-    return Step(name="6", what=what, least=least, most=260, jobs=(job,), disk=disk)
+    least, disk = (5, 0) if setting.dry else (95, LARGE_BYTES)
+    return Step(name="6", what=what, least=least, most=200, jobs=(job,), disk=disk)
 
 
-ATTENTION = "tests/kernels/attention/test_gpu.py"
-SUITES = (
-    ("attention", (ATTENTION, "-k", "not every_shipped_configuration")),
-    ("others", ("tests/kernels", f"--ignore={ATTENTION}")),
-    ("configurations", (ATTENTION, "-k", "every_shipped_configuration")),
-    ("models", ("tests/models/test_gpu.py",)),
-)
-"""Every test marked `gpu`, in processes that compile side by side; attention's are three quarters of them."""
-DRY_SUITES = (
-    ("skipped", ("-m", "gpu", "tests/kernels")),
-    ("interpreted", ("tests/kernels/test_swiglu.py::test_far_from_zero",)),
-)
-"""Without a GPU these are skipped with their reason, and one other test runs under Triton's interpreter."""
+def _speed(setting: Setting) -> Step:
+    """A step of 0.3 s, in which pauses of the device count."""
+    size = (*TINY, *TINY_MODEL, *TINY_LARGE, "train.steps=6", "train.log_every=3") if setting.dry else M124
+    options = ("--profile=2", "--leave-after=6") if setting.dry else ("--profile=41", "--leave-after=50")
+    jobs = tuple(
+        setting.run(
+            f"124m-{'compiled' if compiled else 'eager'}", LARGE, *size, f"train.compile={str(compiled).lower()}",
+            device=setting.device, seconds=75, options=options,
+        )
+        for compiled in ((False,) if setting.dry else (True, False))
+    )  # fmt: skip
+    what = "124 M parameters, compiled and eager: tokens/s, waits for the device, its pauses"
+    return Step(name="5", what=what, least=5 if setting.dry else 40, most=120, jobs=jobs)
 
 
-def _kernels(setting: Setting) -> Step:
-    plugin = ("-p", "benchmarks.gpu_hour.pytest_records", "-p", "no:cacheprovider")
-    suites = DRY_SUITES if setting.dry else [(name, ("-m", "gpu", *words)) for name, words in SUITES]
-    at_once = min(4, AT_ONCE)
-    jobs = tuple(setting.job(name, "pytest", *plugin, *words, seconds=520, at_once=at_once) for name, words in suites)
-    what = "the kernels' and models' tests on a GPU"
-    return Step(name="tests", what=what, least=30, most=530, jobs=jobs, at_once=at_once)
+def _killed(setting: Setting) -> Step:
+    """The same run whole, and killed behind step 12, two steps behind a checkpoint."""
+    every, after, size = (2, 3, _size(setting)) if setting.dry else (10, 12, ())
+    settings = ("train.precision=bf16", "train.zero_stage=2", f"checkpoint.every={every}", *size)
+    jobs = tuple(
+        setting.run(name, SMALL, *settings, device=setting.device, seconds=60, at_once=2, killed_after=step)
+        for name, step in (("killed", after), ("whole", 0))
+    )
+    return Step(name="3", what="kill -9 between two steps, and the same run again", least=15, most=60, jobs=jobs,
+                at_once=2)  # fmt: skip
+
+
+def _memory(setting: Setting) -> Step:
+    words = (f"--device={setting.device}", f"--mib={16 if setting.dry else 4096}")
+    job = setting.job("pages", "benchmarks.gpu_hour.memory_job", *words, seconds=40)
+    return Step(name="4", what="a snapshot's memory: registration and copies", least=12, most=40, jobs=(job,))
+
+
+def _recompute(setting: Setting) -> Step:
+    """The large run with `recompute: full` and compile, at twice the rows of a forward."""
+    tiny = (*TINY, *TINY_MODEL, *TINY_LARGE)
+    sizes = tiny if setting.dry else ("batch.global_batch=32", "train.steps=30", "batch.micro_batch=16")
+    leave = 4 if setting.dry else 15
+    settings = ("train.recompute=full", "train.compile=true", "checkpoint.every=null", "train.log_every=1")
+    options = (f"--leave-after={leave}",)
+    job = setting.run("h200-recompute", LARGE, *settings, *sizes, device=setting.device, seconds=90, options=options)
+    return Step(name="8", what="1.3 B with recompute and compile", least=5 if setting.dry else 40, most=90, jobs=(job,))
 
 
 def chosen(all_steps: Sequence[Step], only: str) -> list[Step]:

@@ -1,11 +1,13 @@
-"""A run of steps 1, 2 or 6 in its own process: the real trainer, and its numbers as they arrive.
+"""A run in its own process: the real trainer, and its numbers as they arrive.
 
-python -m benchmarks.gpu_hour.train_job CONFIG [--backend NAME] KEY=VALUE...
+python -m benchmarks.gpu_hour.train_job CONFIG [--backend NAME] [--profile N] [--leave-after N] KEY=VALUE...
 """
 
 import argparse
 import os
+import signal
 import sys
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_hour.device_use import Profile
 from benchmarks.gpu_hour.emit import emit
+from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.config import Config, load_config
 from fmscale.config.derived import num_parameters
 from fmscale.runtime.sinks.jsonl import read_jsonl
+from fmscale.store.open import open_store
+from fmscale.train import loop as looping
 from fmscale.train import run as running
 from fmscale.train.compare import read_history
 from fmscale.train.preflight.stages import RunSize, all_stages
@@ -32,6 +38,8 @@ KEPT = (
     "tokens_per_second",
     "mfu",
 )
+DURABLE_SECONDS = 60.0
+"""Most seconds from a save to its entry in the run's log."""
 SAVED = ("state", "reason", "blocking_seconds", "snapshot_seconds", "durable_seconds", "bytes_written")
 
 
@@ -40,6 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("--backend", help="of torch.compile, where it is not inductor")
+    parser.add_argument("--profile", type=int, help="call of train_step from which three steps are profiled")
+    parser.add_argument("--leave-after", type=int, help="end behind this step, without the last save")
+    parser.add_argument("--kill-after", type=int, help="kill -9 behind this step, when a checkpoint is durable")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
     config = load_config(asked.config, tuple(asked.overrides))
@@ -49,29 +60,53 @@ def main() -> None:
     on_gpu = config.train.device == "cuda"
     running.assemble = _then(running.assemble, partial(_memory, "built", config, on_gpu))
     running.dry_run = _then(running.dry_run, partial(_memory, "stepped", config, on_gpu))
-    seen = 0
+    profile = Profile(on_gpu=on_gpu, first=asked.profile) if asked.profile else None
+    if profile:
+        looping.train_step = profile.around(looping.train_step)
+    seen, began = 0, time.time()
 
     def show(record: Mapping[str, Any]) -> None:
         nonlocal seen
         steps = [one for one in read_jsonl(folder / "metrics.jsonl") if "event" not in one]
-        new, seen = steps[seen:], len(steps)
+        # a run that goes on finds the records of its earlier process
+        new, seen = [one for one in steps[seen:] if one["time"] >= began], len(steps)
         _emit(about="steps", steps=[{name: one[name] for name in KEPT if name in one} for one in new])
+        if steps and steps[-1]["step"] == asked.kill_after:
+            _wait_for_a_checkpoint(config)
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if steps and steps[-1]["step"] == asked.leave_after:
+            end(complete=False)
+            os._exit(0)  # a last save would take seconds of the step's time
 
     def event(record: Mapping[str, Any]) -> None:
         if record.get("event") == "checkpoint":
             kept = {name: record[name] for name in SAVED if name in record}
             _emit(about="save", saved_step=record["step"], **kept)
 
+    def end(*, complete: bool) -> None:
+        _emit(
+            about="end",
+            complete=complete,
+            order_hash=order(folder) if config.train.record_delivery else None,
+            extensions=extensions(),
+            peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+            **(profile.found if profile else {}),
+            **graphs(),
+        )
+
     folder = Path(config.train.folder) / config.train.run
     outcome = running.run_training(config, show=show, event=event)
-    _emit(
-        about="end",
-        complete=not outcome.stop,
-        order_hash=order(folder) if config.train.record_delivery else None,
-        extensions=extensions(),
-        peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
-        **graphs(),
-    )
+    end(complete=not outcome.stop)
+
+
+def _wait_for_a_checkpoint(config: Config) -> None:
+    """Return when the run has a durable checkpoint. Raises TimeoutError after DURABLE_SECONDS."""
+    until = time.monotonic() + DURABLE_SECONDS
+    while not list_checkpoints(open_store(config.store.url), config.train.run):
+        if time.monotonic() > until:
+            raise TimeoutError(f"no save was durable {DURABLE_SECONDS:.0f} s after it")
+        time.sleep(0.05)
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def documents(tokens: int, mean: int) -> list[tuple[int, int]]:
 Makers = dict[str, Callable[[], peers.Attention]]
 
 
-def _problem(
+def attention_problem(
     kind: str, sizes: Sizes, T: int, heads: int, E: int, device: torch.device,
     spans: list[tuple[int, int]], functions: Callable[[Tensor], Makers],
     *, window: int | None = None, with_sinks: bool = False, absent: Mapping[str, str] | None = None,
@@ -136,7 +136,7 @@ def _dense(kind: str, id: str, E: int, T: int, sizes: Sizes) -> ContestRow:
                 absent["compiled"] = f"compiled for T={shortest} only: each length takes its own compilation"
             return makers
 
-        return _problem(kind, sizes, T, sizes.heads, E, device, [(0, T)], functions, absent=absent)
+        return attention_problem(kind, sizes, T, sizes.heads, E, device, [(0, T)], functions, absent=absent)
 
     return ContestRow(
         id=id, variant=f"T={T}", unit="TFLOP/s", flops=flops,
@@ -176,7 +176,7 @@ def _packed(sizes: Sizes) -> ContestRow:
             }
 
         absent = dict.fromkeys(("flash", "cudnn"), "torch's SDPA has no document mask; see varlen")
-        return _problem("both", sizes, T, sizes.heads, E, device, spans, functions, absent=absent)
+        return attention_problem("both", sizes, T, sizes.heads, E, device, spans, functions, absent=absent)
 
     touched = 6 * T * (sizes.heads + sizes.kv_heads) * E * sizes.dtype.itemsize
     return ContestRow(
@@ -205,7 +205,7 @@ def _window(kind: str, sizes: Sizes) -> ContestRow:
 
         absent = dict.fromkeys(("flash", "cudnn"), "torch's SDPA has neither a sliding window nor sinks")
         absent["varlen"] = "varlen_attn has no sinks, and its LSE no gradient to add them with"
-        return _problem(
+        return attention_problem(
             kind, sizes, T, heads, E, device, [(0, T)], functions,
             window=W, with_sinks=True, absent=absent,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED
 from benchmarks.kernels import report, rows
 from benchmarks.kernels.ceilings import Ceilings
 from benchmarks.kernels.claims import assemble
-from benchmarks.kernels.contest import Run, unmeasured
+from benchmarks.kernels.contest import ContestRow, Run, unmeasured
 from benchmarks.kernels.contests import Budget, measure
 from benchmarks.kernels.listing import listing
 from benchmarks.kernels.roofline import roofline
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a claim is not ok")
     parser.add_argument("--list", action="store_true", help="which backend serves which op here, and why")
     parser.add_argument("--tune", action="store_true", help="measure configurations, write the table")
-    parser.add_argument("--only", type=_pattern, metavar="REGEX", help='with --tune: these, as "attention .*E128"')
-    parser.add_argument("--seconds", type=float, metavar="N", help="with --tune: begin nothing after N seconds")
+    parser.add_argument("--only", type=_pattern, metavar="REGEX", help='these rows or buckets, as "attention .*E128"')
+    parser.add_argument("--seconds", type=float, metavar="N", help="begin nothing after N seconds")
     parser.add_argument("--again", action="store_true", help="with --tune: also what the table has")
     parser.add_argument("--output", type=Path, help="folder for results, or for the table with --tune")
     asked = parser.parse_args(arguments)
@@ -65,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.tune:
         seconds = math.inf if asked.seconds is None else asked.seconds
         return _tune(asked.output or TUNED, only=asked.only or "", seconds=seconds, again=asked.again)
-    if asked.only is not None or asked.seconds is not None or asked.again:
-        parser.error("--only, --seconds and --again go with --tune")
-    return _bench(asked.quick, asked.json, asked.check, asked.output or RESULTS)
+    if asked.again:
+        parser.error("--again goes with --tune")
+    # a part of the rows must not replace the results of all rows
+    folder = asked.output or (None if asked.only or asked.seconds else RESULTS)
+    return _bench(asked.quick, asked.json, asked.check, folder, only=asked.only or "", seconds=asked.seconds)
 
 
 def _say(line: str) -> None:
@@ -97,18 +99,25 @@ def _tune(folder: Path, *, only: str, seconds: float, again: bool) -> int:
     return 0
 
 
-def _bench(quick: bool, as_json: bool, check: bool, folder: Path) -> int:
+def _bench(
+    quick: bool, as_json: bool, check: bool, folder: Path | None, *, only: str, seconds: float | None
+) -> int:  # fmt: skip
     why, ceilings = obstacle(), None
-    runs: list[Run] = []
+    wanted = re.compile(only)
+
+    def asked(row: ContestRow) -> bool:
+        return wanted.search(f"{row.id} {row.variant}") is not None
+
     if why is None:
-        soft, hard = BUDGET[quick]
+        soft, hard = BUDGET[quick] if seconds is None else (seconds, seconds + BUDGET[quick][1] - BUDGET[quick][0])
         now = time.monotonic()
         ceilings, runs = measure(
             f"{rows.__name__}:{'quick' if quick else 'full'}", repeats=10 if quick else 20,
-            budget=Budget(soft=now + soft, hard=now + hard), say=_say,
+            budget=Budget(soft=now + soft, hard=now + hard), say=_say, only=asked,
         )  # fmt: skip
     else:
-        runs = [unmeasured(row, f"not measured: {why}") for row in (rows.quick() if quick else rows.full())]
+        every = rows.quick() if quick else rows.full()
+        runs = [unmeasured(row, f"not measured: {why}") for row in every if asked(row)]
     outcome = conclude(runs, ceilings, quick=quick, folder=folder)
     print(report.as_json(outcome) if as_json else report.table(outcome))
     if why is not None:
@@ -117,13 +126,13 @@ def _bench(quick: bool, as_json: bool, check: bool, folder: Path) -> int:
     return 1 if check and any(claim["ok"] is not True for claim in outcome["claims"]) else 0
 
 
-def conclude(runs: Sequence[Run], ceilings: Ceilings | None, *, quick: bool, folder: Path) -> dict[str, Any]:
-    """The result; with `ceilings`, also write the result and the roofline plot to `folder`."""
+def conclude(runs: Sequence[Run], ceilings: Ceilings | None, *, quick: bool, folder: Path | None) -> dict[str, Any]:
+    """The result; with `ceilings`, also write the result and the roofline plot to `folder`, if there is one."""
     # the largest problem of each claim comes last: `claim` takes it for the headline
     ordered = sorted(runs, key=lambda run: run.flops)
     limits = dataclasses.asdict(ceilings) if ceilings else None
     outcome = report.result(assemble(ordered, ceilings), quick=quick, extra={"ceilings": limits})
-    if ceilings is not None:
+    if ceilings is not None and folder is not None:
         name = "kernels.quick" if quick else "kernels"
         report.write(folder / f"{name}.json", report.as_json(outcome))
         report.write(folder / f"{name}_roofline.svg", roofline(ordered, ceilings, f"{outcome['machine']['gpu']}"))

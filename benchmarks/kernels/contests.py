@@ -58,8 +58,10 @@ class Budget:
 def measure(
     rows: str, *, repeats: int, budget: Budget, say: Callable[[str], None],
     ceilings: Mapping[str, int] | None = None, patience: float = 120.0,
+    only: Callable[[ContestRow], bool] = lambda row: True, done: Callable[[Ceilings | Run], None] = lambda _: None,
 ) -> tuple[Ceilings, list[Run]]:  # fmt: skip
-    """The device's two ceilings, then every row that "module:function" `rows` returns, in that order.
+    """The device's two ceilings, then every row that "module:function" `rows` returns and `only` takes, in that order.
+    `done` gets each result at once; that of a row with all contestants follows that of fmscale's kernel alone.
 
     Every row first runs with fmscale's kernel alone, so that it has this figure even if the peers' compilers spend
     the budget. A contestant without a rate has a reason. A contestant that ends, breaks or hangs the worker is left
@@ -75,11 +77,17 @@ def measure(
             )  # fmt: skip
         limits = Ceilings(copy=answer["copy"], matmul=answer["matmul"])
         say(f"copy {limits.copy:.3f} TB/s, matmul {limits.matmul:.0f} TFLOP/s")
+        done(limits)
         every: list[ContestRow] = resolve(rows)
-        alone = [hold_in(workshop, i, row, repeats, budget, only=["ours"]) for i, row in enumerate(every)]
-        runs = []
+        alone: dict[int, Run] = {}
         for index, row in enumerate(every):
-            runs.append(or_alone(hold_in(workshop, index, row, repeats, budget), alone[index]))
+            if only(row):
+                alone[index] = hold_in(workshop, index, row, repeats, budget, only=["ours"])
+                done(alone[index])
+        runs = []
+        for index, ours in alone.items():
+            runs.append(or_alone(hold_in(workshop, index, every[index], repeats, budget), ours))
+            done(runs[-1])
             say(_line(runs[-1]))
     return limits, runs
 

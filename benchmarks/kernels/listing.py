@@ -19,6 +19,8 @@ def listing() -> str:
         f"device {name}, Triton {TRITON_VERSION}",
         f"default without a measured entry: {default}" + (f" ({refusal})" if refusal else ""),
     ]
+    if device.type == "cuda":
+        lines[-1] += "; attention: varlen where triton cannot serve documents"
     if device.type == "cpu":
         lines[-1] += "; attention: sdpa where it can do what is asked, else eager"
     here = [t for t in tables() if t.gpu == name and t.triton == TRITON_VERSION]

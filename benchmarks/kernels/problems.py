@@ -150,7 +150,7 @@ def _attention(E: int, *, documents: bool = False, window: int | None = None, si
         kernels=attention_configs(BF16, E, heavy=window is not None),
         make=_differentiated(
             shapes, with_backend("triton"), with_backend("eager"),
-            {"sdpa": with_backend("sdpa")} if simple else {},
+            {name: with_backend(name) for name, able in (("sdpa", simple), ("varlen", not sinks)) if able},
         ),
     )  # fmt: skip
 

@@ -1,12 +1,13 @@
 """Every row of the benchmark, in the order in which they are measured."""
 
 from collections import Counter
+from dataclasses import replace
 
 from benchmarks.kernels.attention_rows import attention_rows
 from benchmarks.kernels.contest import ContestRow
 from benchmarks.kernels.loss_rows import loss_rows
 from benchmarks.kernels.memory_rows import further_rows, memory_rows
-from benchmarks.kernels.sizes import FULL, QUICK, Sizes
+from benchmarks.kernels.sizes import FULL, QUICK, TINY, Sizes
 
 
 def all_rows(sizes: Sizes) -> list[ContestRow]:
@@ -31,3 +32,14 @@ def full() -> list[ContestRow]:
 def quick() -> list[ContestRow]:
     """The rows of the quick benchmark: the same code on smaller problems."""
     return all_rows(QUICK)
+
+
+def attention_at_8k() -> list[ContestRow]:
+    """The quick benchmark's attention rows, at 8,192 tokens."""
+    return sorted(attention_rows(replace(QUICK, lengths=(8192,))), key=lambda row: row.id.startswith("window"))
+
+
+def tiny() -> list[ContestRow]:
+    """A row that an interpreter can run; its peers compile nothing."""
+    wanted = ("forward causal E=64", f"T={TINY.lengths[-1]}")
+    return [row for row in attention_rows(TINY) if (row.id, row.variant) == wanted]

@@ -45,3 +45,7 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(lengths=(4096,), parameters=10**8, plane_elements=2**26, vocabulary=32768)
+TINY = Sizes(
+    tokens=64, lengths=(32, 64), heads=2, kv_heads=1, window=16, window_length=32, rows=64, hidden=64,
+    dtype=torch.float32,
+)  # fmt: skip

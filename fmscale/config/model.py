@@ -94,8 +94,8 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights; divided by sqrt(2 num_layers) for weights that write to the
     residual stream, as in GPT-2."""
-    attention_backend: Literal["auto", "triton", "sdpa", "eager"] = "auto"
-    """auto takes the fastest known backend that supports the call."""
+    attention_backend: Literal["auto", "triton", "sdpa", "varlen", "eager"] = "auto"
+    """auto takes the fastest known backend that supports the call; varlen is torch's for documents, on a GPU alone."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "query_scalar")
@@ -153,8 +153,8 @@ class InitModelConfig:
     """True for a reward model: a linear map from a hidden state to a score, beside the output projection."""
     dropout: float = 0.0
     """Share of the outputs of attention and feed-forward that is dropped in training, before the residual stream."""
-    attention_backend: Literal["auto", "triton", "sdpa", "eager"] = "auto"
-    """auto takes the fastest known backend that supports the call."""
+    attention_backend: Literal["auto", "triton", "sdpa", "varlen", "eager"] = "auto"
+    """auto takes the fastest known backend that supports the call; varlen is torch's for documents, on a GPU alone."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:

@@ -67,7 +67,8 @@ class LayerCache:
         """Attention of the newest tokens q (B, T, H, E) to the cache, and any numbers for padding; arguments as in
         `attention_decode`.
         """
-        step, padded, backend = self.step, q, "auto" if backend == "sdpa" else backend  # sdpa cannot read a cache
+        step, padded = self.step, q
+        backend = "auto" if backend in ("sdpa", "varlen") else backend  # torch's own cannot read a cache
         if q.shape[0] > step.rows:
             q = q[: step.rows]
         if self.keys.is_cuda or backend == "triton":

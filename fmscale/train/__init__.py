@@ -6,6 +6,7 @@
 - `setup.py`              assembly of the loop's parts
 - `loop.py`               steps, saves and evaluations until the end or a stop
 - `rows.py`               the rows of a step, taken while the step before it computes
+- `staging.py`            inputs of a step to the device, in one copy from pinned memory
 - `step.py`               forward and backward of each microbatch, then an update
 - `garbage.py`            Python's garbage collector, at the same steps on all ranks
 - `data.py`               sources, loader and tokenizer of the run, and the limits that they set

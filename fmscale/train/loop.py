@@ -22,6 +22,7 @@ from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.session import Session
 from fmscale.train.spikes import Spikes
+from fmscale.train.staging import Staging
 from fmscale.train.step import train_step
 from fmscale.train.trace import StepTrace
 
@@ -77,7 +78,7 @@ def run_loop(loop: Loop, length: RunLength, stepped: Callable[[int], None] = lam
     step, last = length.first_step, length.steps
     # A save or evaluation after a step counts as time of the next step: the record of a step comes before its save.
     began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
-    take = partial(Rows.take, loop.loader, loop.engine.objective, loop.saving, session)
+    take = partial(Rows.take, loop.loader, loop.engine.objective, loop.saving, session, Staging(session.device))
     taken = [take()] if step < last else []
     while step < last:
         where.phase, where.step = "train", step + 1

@@ -11,6 +11,7 @@ from fmscale.objectives.protocol import Inputs, Objective, SampleBatch
 from fmscale.runtime.collectives import Exchange, Facts
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
+from fmscale.train.staging import Staging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,9 @@ class Rows:
     """The loader's error instead of rows. It ends the run when the step begins, as the step before is complete then."""
 
     @classmethod
-    def take(cls, loader: SampleLoader[Any], objective: Objective, saving: Saving, session: Session) -> "Rows":
+    def take(
+        cls, loader: SampleLoader[Any], objective: Objective, saving: Saving, session: Session, staging: Staging
+    ) -> "Rows":
         """The next rows of the loader; without them the other ranks get the news with the facts."""
         state = loader.state_dict()
         reason, save = session.stop.reason, saving.clock_due
@@ -42,8 +45,7 @@ class Rows:
             return cls(state=state, batches=(), inputs=(), exchange=exchange, error=error)
         count = sum(float(each.weights.sum(dtype=torch.float64)) for each in host) if session.dp.first else 0.0
         exchange = Exchange.start(count, reason, save=save)
-        inputs = [each.to(session.device) for each in host]
-        return cls(state=state, batches=batches, inputs=inputs, exchange=exchange)
+        return cls(state=state, batches=batches, inputs=staging.move(host), exchange=exchange)
 
     @property
     def ends_the_run(self) -> bool:

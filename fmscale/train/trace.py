@@ -21,6 +21,7 @@ from fmscale.checkpoint.saver import SaveReport
 from fmscale.checkpoint.snapshot.snapshot import SnapshotSlot
 from fmscale.objectives.protocol import Inputs
 from fmscale.store.tiers.fetch import Fetcher
+from fmscale.train.staging import Staging
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class StepTrace:
             (engine, "step", "compute", "optimizer"),
             (loader, "__next__", "data", "next forward"),
             (Inputs, "to", "transfer", "to the device"),
+            (Staging, "copy", "transfer", "to the device"),
             *((Fetcher, name, "store", f"{name} chunks") for name in ("read", "advise")),
             *((backend, name, "store", name) for name in ("get", "read", "read_into")),
             (SnapshotSlot, "take", "snapshot", "begin the copy"),

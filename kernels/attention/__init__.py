@@ -2,6 +2,7 @@
 
 op.py        `flash_attention`: checks, the choice of a backend, registration with autograd
 eager.py     attention in plain torch, the reference; the call of torch's own kernels
+varlen.py    torch's own attention over documents, where Triton cannot serve a call
 device.py    device functions and checks that the kernels share: documents, ranges, masks, the loop over keys
 tiles.py     the list of document tiles, made on the device
 forward.py   output and log-sum-exp

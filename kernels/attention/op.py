@@ -19,6 +19,7 @@ from fmscale.kernels.attention.device import (
 )
 from fmscale.kernels.attention.eager import eager, fused_refusal, sdpa
 from fmscale.kernels.attention.forward import forward
+from fmscale.kernels.attention.varlen import varlen, varlen_refusal
 from fmscale.kernels.dispatch import choose
 from torch import Tensor
 
@@ -75,9 +76,10 @@ def flash_attention(
     return_lse: also the log of the softmax's denominator, (B, H, T) or (H, tokens), fp32, natural, sinks included;
     differentiable. A row without keys gives 0 and -inf (with sinks, the sink).
 
-    backend: "triton" has every feature, "sdpa" only torch's, "eager" every feature in memory quadratic in the longest
-    document; "auto" is the fastest known backend for the call. Triton's gradients have the same bits every time. Raises
-    KernelError for shapes that do not fit and for a backend that cannot serve the call.
+    backend: "triton" has every feature, "sdpa" and "varlen" only torch's, "eager" every feature in memory quadratic in
+    the longest document; on a GPU only "triton" and "varlen" take documents in linear memory. "auto" is the fastest
+    known backend for the call. Triton's gradients have the same bits every time. Raises KernelError for shapes that do
+    not fit and for a backend that cannot serve the call.
     """
     _check(q, k, v, cu_seqlens, cu_seqlens_k, window, softcap, sinks, scale)
     cu_q, cu_k = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
@@ -86,6 +88,7 @@ def flash_attention(
     refusals = {
         "triton": _triton_refusal(q, k, cu_q),
         "sdpa": _sdpa_refusal(q, k, cu_q, cu_seqlens_k, causal, window, softcap, sinks, return_lse),
+        "varlen": varlen_refusal(q, k, cu_seqlens_k, softcap, sinks, return_lse),
         "eager": None,
     }
     if backend == "auto" and q.device.type != "cuda":
@@ -99,8 +102,11 @@ def flash_attention(
     q4, k4, v4 = (unit(x[None] if packed else x) for x in (q, k, v))
     reach = 0 if window is None else min(window, NO_WINDOW)
     cap = 0.0 if softcap is None else float(softcap)
-    if chosen == "sdpa":
-        out = sdpa(q4, k4, v4, cu_q, causal=causal, scale=scale)
+    if chosen in ("sdpa", "varlen"):
+        options: dict[str, Any] = {"causal": causal, "scale": scale}
+        out = (
+            sdpa(q4, k4, v4, cu_q, **options) if chosen == "sdpa" else varlen(q4, k4, v4, cu_q, window=reach, **options)
+        )
         return out[0] if packed else out
     if chosen == "eager":
         out, lse = eager(q4, k4, v4, cu_q, cu_k, causal=causal, window=reach, softcap=cap, sinks=sinks, scale=scale)

@@ -15,15 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.gpu_hour import install, source, wheels
-from benchmarks.gpu_hour.hour import allowance
+from benchmarks.gpu_hour.hour import CLOSING_SECONDS, allowance
 from benchmarks.gpu_hour.jobs import Job, Outcome, run_jobs
 from benchmarks.gpu_hour.journal import LOG, LOG_BYTES, RESULTS, Journal
-from benchmarks.gpu_hour.steps import Setting, Step, chosen, steps
+from benchmarks.gpu_hour.setting import Setting, Step
+from benchmarks.gpu_hour.steps import SECONDS, chosen, steps
 from fmscale.cli.main import build_app
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ("gpu_hour.sh", "gpu_wheels.sh")
-DEFAULT = 540.0
 
 
 def job(name: str, script: str, seconds: float = 60.0) -> Job:
@@ -62,8 +62,13 @@ def test_a_step_gets_what_is_left_and_is_not_begun_with_too_little() -> None:
 
 @pytest.mark.parametrize("mode", ["train", "kernels"])
 def test_the_steps_fit_the_time_and_their_names_are_their_own(mode: str, tmp_path: Path) -> None:
+    """The steps that carry the claims fit in full, also where an earlier step takes all of its time."""
     made = steps(mode, Setting(python="python3", scratch=tmp_path, dry=False))
-    assert sum(step.least for step in made) < DEFAULT / 2
+    last = {"train": "6", "kernels": "rows"}[mode]
+    carry = made[: [step.name for step in made].index(last) + 1]
+    assert sum(step.most for step in carry[1:-1]) + carry[-1].least + 20 <= SECONDS[mode] - CLOSING_SECONDS
+    assert sum(step.least for step in made) < SECONDS[mode]
+    assert sum(SECONDS.values()) == 540
     names = [one.name for step in made for one in step.jobs]
     assert len(set(names)) == len(names)
     assert [step.name for step in chosen(made, made[-1].name)] == ["0", made[-1].name]
@@ -161,27 +166,46 @@ def bench(*words: str) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_a_dry_run_is_the_whole_road_and_is_no_figure(tmp_path: Path) -> None:
-    command = [
-        str(ROOT / "benchmarks" / "gpu_hour.sh"),
-        "train",
-        "--dry-run",
-        "--only",
-        "2",
-        "--out",
-        str(tmp_path),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=560)
-    assert ran.returncode == 0, ran.stdout
-    status, out, err = bench("--read", str(tmp_path), "--dry-run", "--json")
-    assert status == 0, err
-    claims = {claim["id"]: claim for claim in json.loads(out)}
-    assert claims["G2.first_loss"]["ok"]
-    assert claims["G2.repeat"]["ours"] == 0
-    assert claims["G2.graphs"]["ours"] is not None
+    claims, records = dry_run("train", "3,4,5", tmp_path)
+    assert claims["G3.kill"]["ok"], claims["G3.kill"]
+    assert claims["G3.kill"]["runs"] == [{"system": "steps that were repeated", "value": 1.0}]
+    assert claims["G5.tokens"]["reasons"]["fmscale"].startswith("step 5 ")
     assert claims["T3.h200"]["reasons"]["fmscale"] == "step 6 was not asked for"
+    [profile] = [one["profile"] for one in records if "profile" in one]
+    assert (profile["steps"], profile["waits"]) == (3, None)
+    assert [one["huge"] for one in records if one["about"] == "pages"] == [False, True]
     status, _, err = bench("--read", str(tmp_path))
     assert status != 0
     assert "these are the records of a dry run" in err
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_kernels_measures_what_an_interpreter_can(tmp_path: Path) -> None:
+    claims, records = dry_run("kernels", "", tmp_path)
+    tests = [one for id, one in claims.items() if id.startswith("K.")]
+    assert [one["id"] for one in tests] == ["K.kernels.test_swiglu"]
+    ended = [run["outcome"] for run in tests[0]["runs"]]
+    assert {"passed", "skipped"} == set(ended)
+    assert len({run["system"] for run in tests[0]["runs"]}) == len(ended)  # each test in one share alone
+    assert len(claims["A.forward E=64"]["peers"]) == 2
+    assert claims["A.flush"]["ours"] > 0
+    row = claims["B.forward causal E=64"]
+    assert row["ours"] > 0
+    assert row["peers"]["flash"] > 0
+    alone, whole = (one for one in records if one["about"] == "row")
+    assert (list(alone["rates"]), next(iter(whole["rates"]))) == (["ours"], "ours")
+
+
+def dry_run(mode: str, only: str, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Claims by id, and the findings of the jobs."""
+    script = str(ROOT / "benchmarks" / "gpu_hour.sh")
+    command = [script, mode, "--dry-run", "--only", only, "--out", str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=560)
+    assert ran.returncode == 0, ran.stdout
+    status, told, err = bench("--read", str(out), "--dry-run", "--json")
+    assert status == 0, err
+    lines = [json.loads(line) for line in (out / RESULTS).read_text().splitlines()]
+    return {claim["id"]: claim for claim in json.loads(told)}, [one["found"] for one in lines if one["kind"] == "found"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu_hour.device_use import STEP, device_use
 from benchmarks.gpu_hour.journal import FORMAT, FORMAT_VERSION, RESULTS, Journal
 from benchmarks.gpu_hour.reading import Reading, keep, read
 from benchmarks.gpu_hour.source import git
@@ -43,7 +44,38 @@ def large(rate: float) -> dict[str, Any]:
     }
 
 
+def fast(rate: float, **profile: Any) -> dict[str, Any]:
+    """Records of the run of 124 M parameters."""
+    found = {"waits": 2.0, "pageable_copies": 0.0, "boundary_seconds": 0.004, **profile}
+    return {**large(rate), "end": {"profile": found, "extensions": []}}
+
+
+def numbered(last: float, first: int = 1) -> list[dict[str, Any]]:
+    """The steps of a run from a given step to the third."""
+    losses = [9.0, 8.5, last]
+    return [{"step": n, "loss": losses[n - 1], "grad_norm": 1.0} for n in range(first, 4)]
+
+
+def killed(last: float, first: int = 2) -> dict[str, Any]:
+    """Records of a run that was killed behind step 2 and went on from `first`."""
+    again = {"steps": numbered(last, first)}
+    return {"steps": [{"steps": numbered(8.0)[:2]}, again], "end": {"extensions": []}}
+
+
+def pages(**other: Any) -> dict[str, Any]:
+    """Records of the memory pages."""
+    plain = {"mib": 4096, "register_seconds": 0.8, "registered_gb_per_second": 50.0, "pageable_gb_per_second": 10.0}
+    kinds = [{"huge": huge, "next_kernel": "", **plain, **other} for huge in (False, True)]
+    return {"pages": kinds, "end": {"extensions": []}}
+
+
 RUNS: dict[tuple[str, str], dict[str, Any]] = {
+    ("3", "whole"): {"steps": {"steps": numbered(8.0)}, "end": {"extensions": []}},
+    ("3", "killed"): killed(8.0),
+    ("4", "pages"): pages(),
+    ("5", "124m-compiled"): fast(350_000.0),
+    ("5", "124m-eager"): fast(300_000.0),
+    ("8", "h200-recompute"): {**large(40_000.0), "end": {"peak_bytes": 50e9, "extensions": []}},
     ("1", "cpu"): small(device="cpu"),
     ("1", "cuda"): small(),
     ("2", "plain"): small(),
@@ -58,7 +90,7 @@ def write(folder: Path, runs: dict[tuple[str, str], dict[str, Any]], **begin: An
     journal = Journal(folder)
     told = {"format": FORMAT, "format_version": FORMAT_VERSION, "mode": "train", "dry_run": False} | begin
     journal.record(
-        "begin", **{"seconds": 540.0, "steps": ["0", "1", "2", "6"], "machine": {"cores": 16}, "code": ""}
+        "begin", **{"seconds": 540.0, "steps": list("01265348"), "machine": {"cores": 16}, "code": ""}
         | {"commit": git("rev-parse", "HEAD"), "changed": False} | told,
     )  # fmt: skip
     device = begin.get("versions", GPU)
@@ -104,6 +136,18 @@ def test_an_hour_that_came_out_meets_its_claims(tmp_path: Path) -> None:
         (("2", "full"), small(compile=True, recompute="full", graphs=3), "G2.graphs"),
         (("2", "full"), small(losses=[9.1, 8.5, 8.0], graphs=2), "G2.first_loss"),
         (("6", "h200"), large(40_000.0), "T3.h200"),
+        (("3", "killed"), killed(8.1), "G3.kill"),
+        (("3", "killed"), killed(8.0, first=3), "G3.kill"),  # no step was repeated: not the run that was asked for
+        (("4", "pages"), pages(register_seconds=3.0), "G4.register"),
+        (("4", "pages"), pages(registered_gb_per_second=12.0), "G4.copy"),
+        (("4", "pages"), pages(next_kernel="error 712"), "G4.refused"),
+        (("5", "124m-compiled"), fast(250_000.0), "G5.tokens"),
+        (("5", "124m-compiled"), fast(250_000.0), "G5.compile"),
+        (("5", "124m-compiled"), fast(350_000.0, waits=5.0), "G5.waits"),
+        (("5", "124m-compiled"), fast(350_000.0, pageable_copies=6.0), "G5.pageable"),
+        (("5", "124m-compiled"), fast(350_000.0, boundary_seconds=0.02), "G5.boundary"),
+        (("8", "h200-recompute"), large(30_000.0), "G8.tokens"),
+        (("8", "h200-recompute"), large(40_000.0), "G8.peak"),
         (
             ("6", "h200"),
             {**large(5e4), "stepped": {"allocated_bytes": 29e9, "planned_bytes": 25.9e9}},
@@ -162,7 +206,7 @@ def test_results_are_kept_but_not_of_a_dry_run_or_in_place_of_more(tmp_path: Pat
     assert path == results / "gpu_train.json"
     whole = path.read_text()
     less = read(write(tmp_path, {of: given for of, given in RUNS.items() if of[0] != "6"}))
-    with pytest.raises(ConfigError, match=r"has figures that these records lack: found 'T3\.data_stall, T3\.first"):
+    with pytest.raises(ConfigError, match=r"has figures that these records lack: found 'G8\.peak, G8\.tokens, T3"):
         keep(less, results)
     with pytest.raises(ConfigError, match="records of a dry run"):
         keep(read(write(tmp_path, RUNS, dry_run=True)), results)
@@ -187,6 +231,55 @@ def test_tests_that_did_not_end_or_were_skipped_are_not_passed(tmp_path: Path) -
     )  # fmt: skip
     reason = claim["reasons"]["fmscale"]
     assert all(part in reason for part in ("test_failed: assert 1 == 2", "1 skipped: needs a GPU", "1 did not end"))
+
+
+def test_a_row_of_the_bench_and_a_choice_are_claims(tmp_path: Path) -> None:
+    """The run with peers follows that of our kernel alone; where it did not end, the first run counts."""
+    base = {"variant": "T=8192", "unit": "TFLOP/s", "intensity": 9.0, "flops": 1e12, "times": {}, "extra": {}}
+    alone = {**base, "id": "forward causal E=64", "rates": {"ours": 300.0}, "reasons": {}}
+    whole = {**alone, "rates": {"ours": 310.0, "flash": 250.0}}
+    spent = {**alone, "rates": {}, "reasons": {"ours": "not measured: the time budget was spent"}}
+    choice = {**base, "id": "forward E=64", "rates": {"shipped": 290.0, "wider": 300.0}, "reasons": {}}
+    given: dict[tuple[str, str], dict[str, Any]] = {
+        ("variants", "forward E=64"): {"variants": choice, "end": {"extensions": []}},
+        ("rows", "rows"): {
+            "ceilings": {"copy": 4.0, "matmul": 700.0},
+            "row": [alone, whole],
+            "end": {"extensions": []},
+        },
+    }
+    steps = ["0", "variants", "rows"]
+    found = claims(read(write(tmp_path / "whole", given, mode="kernels", steps=steps)))
+    row = found["B.forward causal E=64"]
+    assert (row["ours"], row["peers"]["flash"], row["limit"], row["ok"]) == (310.0, 250.0, 700.0, True)
+    assert not found["A.forward E=64"]["ok"]
+    given["rows", "rows"]["row"] = [alone, spent]
+    given["variants", "forward E=64"]["variants"] = {**choice, "rates": {"shipped": 299.0, "wider": 300.0}}
+    found = claims(read(write(tmp_path / "spent", given, mode="kernels", steps=steps)))
+    assert (found["B.forward causal E=64"]["ours"], found["B.forward causal E=64"]["ok"]) == (300.0, False)
+    assert found["A.forward E=64"]["ok"]
+    del given["rows", "rows"]
+    found = claims(read(write(tmp_path / "none", given, mode="kernels", steps=steps)))
+    assert found["B.rows"]["reasons"]["fmscale"] == "the hour ended before step rows did"
+
+
+def test_the_use_of_the_device_is_counted_over_the_profiled_steps() -> None:
+    """Two steps of 100 ms; the device pauses for 2 ms inside each and for 5 ms between them."""
+
+    def at(begin: float, end: float, cat: str, name: str) -> dict[str, Any]:
+        return {"ts": begin * 1e3, "dur": (end - begin) * 1e3, "cat": cat, "name": name}
+
+    events = [at(0, 100, "user_annotation", STEP), at(100, 200, "user_annotation", STEP)]
+    events += [at(1, 100, "gpu_user_annotation", STEP)]  # the device's copy of a span is no step
+    work = [(0, 40), (42, 98), (103, 140), (142, 200)]
+    events += [at(begin, end, "kernel", "forward_kernel") for begin, end in work]
+    events += [at(50, 60, "kernel", "beside"), at(104, 105, "gpu_memcpy", "Memcpy HtoD (Pageable -> Device)")]
+    events += [at(3, 4, "gpu_memcpy", "Memcpy HtoD (Pinned -> Device)"), {"ph": "M", "name": "process_name"}]
+    events += [at(90, 98, "cuda_runtime", "cudaStreamSynchronize"), at(5, 6, "cuda_runtime", "cudaLaunchKernel")]
+    assert device_use(events) == {
+        "steps": 2, "waits": 0.5, "pageable_copies": 0.5, "pinned_copies": 0.5,
+        "idle_seconds": pytest.approx(0.0045), "boundary_seconds": pytest.approx(0.005),
+    }  # fmt: skip
 
 
 def test_the_table_has_the_results_and_says_so_where_there_are_none(tmp_path: Path) -> None:

@@ -48,8 +48,9 @@ class _Attention(nn.Module):
         """(B, T, H, E), or (B * T, H, E) with boundaries of documents."""
         if cu_seqlens is not None:
             q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        # sdpa knows no queries that follow earlier keys
-        backend = "auto" if self.backend == "sdpa" and causal and cu_seqlens_k is not None else self.backend
+        # torch's own know no queries that follow earlier keys, and varlen no keys with lengths of their own
+        unable = self.backend == "varlen" or (self.backend == "sdpa" and causal)
+        backend = "auto" if unable and cu_seqlens_k is not None else self.backend
         out: Tensor = flash_attention(
             q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k,
             causal=causal, window=window, softcap=self.softcap, scale=self.scale, backend=backend,

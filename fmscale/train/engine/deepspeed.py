@@ -75,6 +75,9 @@ class DeepSpeedEngine:
         self._cores = cores if train.offload_optimizer else None
         # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
         self._base = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+        if self._stage == 2 and not train.offload_optimizer:
+            # A pass over all gradients and a wait, for what the test of their norm finds too.
+            self._engine.optimizer.check_overflow = lambda **_: None
         parts = slices(self._engine, names, self._stage, dp.rank)
         # The frozen weights of an adapter run are in the checkpoint of its base, and in none of its own.
         self._base_slices = [part for part in parts if part.frozen and config.adapter is not None]
@@ -138,10 +141,16 @@ class DeepSpeedEngine:
         optimizer = self._engine.optimizer
         # With the single thread of `train.threads` 1 B parameters would take 2.5 s in host memory.
         cores = threads(self._cores) if self._cores else nullcontext()
-        # Without `accept` the norm is not waited for before the update.
-        with cores, asked(self._base, lambda: accept is None or accept(float(optimizer._global_grad_norm))) as answers:
+        norms: list[float] = []
+
+        def ask() -> bool:
+            # DeepSpeed has just tested the norm, so it is at hand; behind the update the host would wait once more.
+            norms.append(float(optimizer._global_grad_norm))
+            return accept is None or accept(norms[0])
+
+        with cores, asked(self._base, ask) as answers:
             self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        norm = norms[0] if norms else self._engine.get_global_grad_norm()
         overflow = bool(getattr(optimizer, "overflow", False))
         value = float("inf") if overflow else float("nan") if norm is None else float(norm)
         if accept is not None and not answers:

@@ -85,7 +85,7 @@ def judge(op: str, error: float | str, most: float, before: str = "") -> Finding
         return Finding(name=f"kernel {op}", status="ok", found=f"differs from eager by {error:.1e}{before}")
     else:
         found = f"differs from eager by {error:.1e}{before}, at most {most:.0e} is right"
-    remedy = "Do not train with it: take another Triton, or backend eager (model.attention_backend), and report it."
+    remedy = "Do not train with it: take another Triton, or another model.attention_backend, and report it."
     return Finding(name=f"kernel {op}", status="fail", found=found, remedy=remedy)
 
 

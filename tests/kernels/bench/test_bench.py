@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kernels import command, contests
+from benchmarks.kernels import command, contests, rows
 from benchmarks.kernels.attention_rows import attention_rows
-from benchmarks.kernels.ceilings import measure_ceilings
+from benchmarks.kernels.ceilings import Ceilings, measure_ceilings
 from benchmarks.kernels.claims import TARGETS, assemble
-from benchmarks.kernels.contest import Contest, Contestant, ContestRow, hold, unmeasured
+from benchmarks.kernels.contest import Contest, Contestant, ContestRow, Run, hold, unmeasured
 from benchmarks.kernels.contests import Budget, measure
 from benchmarks.kernels.rows import all_rows
 from benchmarks.kernels.sizes import FULL, Sizes
@@ -272,6 +272,29 @@ def test_ours_is_measured_in_every_row_before_any_peer(monkeypatch: pytest.Monke
     assert [run.rates for run in runs] == [{"ours": 5.0}, {}, {"ours": 5.0}]
     assert runs[0].reasons == {"compiled": f"not tried: {SPENT}", "flash": "not this one"}
     assert runs[1].reasons == {"ours": "off by 3 of its norm"}  # a result that is wrong beside peers has no figure
+
+
+def test_some_rows_are_measured_and_replace_no_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(contests, "Workshop", Scripted)
+    monkeypatch.setattr(command, "obstacle", lambda: None)
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    assert command.main(["--quick", "--only", "backward .* T=4096", "--seconds", "60"]) == 0
+    every = rows.quick()
+    asked = [every[i] for i, _ in WORKERS.pop().asked]
+    assert {(row.id, row.variant) for row in asked} == {("backward causal E=128, deterministic", "T=4096")}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_result_is_handed_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is asked for alone keeps its number in the list."""
+    monkeypatch.setattr(contests, "Workshop", Scripted)
+    seen: list[Any] = []
+    measure(
+        "tests.kernels.bench.contest_rows:rows", repeats=1, budget=budget(60.0), say=print,
+        only=lambda row: row.variant == "fine", done=seen.append,
+    )  # fmt: skip
+    assert WORKERS.pop().asked == [(2, ["ours"]), (2, None)]
+    assert [type(one) for one in seen] == [Ceilings, Run, Run]
 
 
 def test_ceilings() -> None:
