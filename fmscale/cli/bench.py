@@ -13,7 +13,7 @@ from fmscale.errors import ConfigError
 
 app = typer.Typer()
 
-BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns", "life", "goodput")
+BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns", "life", "goodput", "clusters")
 COLUMNS = ("id", "what", "unit", "ours", "peers", "limit", "ratio", "target", "ok")
 
 
@@ -70,7 +70,7 @@ def bench(
     only: Annotated[
         str,
         typer.Option(
-            help="loader, life: only these claims, as W5,W1.over_cache; to NAME.part.json. "
+            help="loader, life, clusters: only these claims, as W5,W1.over_cache; to NAME.part.json. "
             "kernels --tune: only ops and cases that this regular expression finds."
         ),
     ] = "",
@@ -106,7 +106,7 @@ def bench(
     words = [word.strip() for word in only.split(",") if word.strip()]
     run = getattr(benchmark, "run", None)
     if words and not tuning and (run is None or "only" not in inspect.signature(run).parameters):
-        remedy = "Leave out --only; loader and life have it."
+        remedy = "Leave out --only; loader, life and clusters have it."
         raise ConfigError(f"{name} is measured as a whole", found=only, remedy=remedy)
     if hasattr(benchmark, "run_command"):  # it has options and output of its own
         flags = {"quick": quick, "check": check, "json": json, "list": list_, "tune": tune, "again": again}
