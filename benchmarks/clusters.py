@@ -36,8 +36,8 @@ PARTS = (
 def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Measure all claims, or the parts with a claim that a word of `only` names.
 
-    Writes benchmarks/results/clusters.json, or clusters.part.json, which git ignores, for a choice of parts. Returns the
-    claims as in that file. Raises ConfigError for a word without a claim.
+    Writes benchmarks/results/clusters.json, or clusters.part.json, which git ignores, for a choice of parts. Returns
+    the claims as in that file. Raises ConfigError for a word without a claim.
     """
     claims = [claim for part in choose(only) for claim in measured(part, quick=quick)]
     write_results("clusters", claims, quick=quick, packages=["torch", "deepspeed", "numpy"], part=bool(only))

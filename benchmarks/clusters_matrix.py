@@ -22,7 +22,7 @@ from fmscale.train.compare import compare, read_history
 from tests.helpers import slurm
 from tests.helpers.s3_server import free_ports
 from tests.helpers.slurm import Slurm
-from tests.launch.training import FMSCALE, environment, prepare, started
+from tests.launch.training import FMSCALE, copied, environment, prepare, started
 
 LAUNCHERS = ("alone", "torchrun", "deepspeed", "srun", "mpirun")
 STAGES = (0, 1, 2, 3)
@@ -68,13 +68,8 @@ class Matrix:
     """Folder of a whole run by torchrun, by size and stage."""
 
     def folder(self, name: str, source: Path | None = None) -> Path:
-        """A copy of the prepared folder, or of `source`, with a config that names it."""
-        source = source or self.work / "prepared"
-        place = self.work / name
-        shutil.copytree(source, place)
-        config = place / "run.yaml"
-        config.write_text(config.read_text().replace(str(source), str(place)))
-        return place
+        """A copy of the prepared folder, or of `source`."""
+        return copied(source or self.work / "prepared", self.work / name)
 
     def start(self, place: Path, launcher: str, size: int, stage: int, steps: int = STEPS) -> None:
         """Train the run `run` of a folder to its end. Raises AssertionError with the output for a failure."""
