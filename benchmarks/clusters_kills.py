@@ -80,13 +80,8 @@ def drawn(count: int, chance: random.Random) -> list[Kill]:
     for number in range(count):
         block, place = divmod(number, len(PHASES))
         by, system = (place + block) % 2, (3 * block + place // 2 + block // 2) % 2
-        kills.append(
-            Kill(
-                phase=PHASES[place],
-                number=(signal.SIGTERM, signal.SIGKILL)[by],
-                system=list(SYSTEMS)[system],
-            )
-        )
+        number_sent = (signal.SIGTERM, signal.SIGKILL)[by]
+        kills.append(Kill(phase=PHASES[place], number=number_sent, system=list(SYSTEMS)[system]))
     chance.shuffle(kills)
     return kills
 
@@ -149,13 +144,13 @@ def killed_ingests(folder: Path, kills: Sequence[Kill], chance: random.Random) -
             process = started(ingest_command(folder, store), log)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(delay)
-            if process.poll() is None:
+            reason = end_by(process, kill.number) if process.poll() is None else ""
+            status = process.returncode
+            if status or reason:
                 break
-            yield from judged_ingest(process.returncode, store, reference, log)
+            yield from judged_ingest(status, store, reference, log)  # it was complete before the signal
             generations += 1
             store.rename(folder / f"store-{generations}")
-        reason = end_by(process, kill.number)
-        status = process.returncode
         if not reason and status not in (0, -kill.number):
             reason = f"status {status}: {log.read_text()[-400:]}"
         yield row(kill, delay=delay, status=status, reason=reason)
@@ -277,32 +272,25 @@ def killed_runs(run: Run, kills: Sequence[Kill], times: Lengths, chance: random.
             if step is not None and not reason:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(delay)
-            if process.poll() is None or process.returncode or reason:
+            records = run.records(began)
+            alive, in_phase = process.poll() is None, within(kill.phase, step, records)
+            if alive:
+                reason = end_by(process, kill.number) or reason
+                records = run.records(began)
+            late = not process.returncode and (not alive or kill.number is signal.SIGKILL)
+            if reason or not late:
                 break
-            run.goal += LEG  # it was complete before the moment
-        alive = process.poll() is None
+            run.goal += LEG  # it was complete before the signal
         if not alive and not reason:
             reason = f"it cannot go on, status {process.returncode}: {run.log.read_text()[-600:]}"
-        records = run.records(began)
-        in_phase = alive and within(kill.phase, step, records)
-        if alive:
-            reason = end_by(process, kill.number) or reason
-            records = run.records(began)
         resumed = [one["step"] for one in records if one.get("event") == "resumed"]
         if not reason and resumed and resumed[0] < before:
             reason = f"it went on at step {resumed[0]}, step {before} was saved"
         if not reason:
             reason = ended_wrongly(run, kill, process.returncode, records)
         before = run.saved()
-        yield row(
-            kill,
-            delay=delay,
-            status=process.returncode,
-            reason=reason,
-            step=step,
-            in_phase=in_phase,
-            saved=before,
-        )
+        facts = {"step": step, "in_phase": in_phase, "saved": before}
+        yield row(kill, delay=delay, status=process.returncode, reason=reason, **facts)
 
 
 def awaited(

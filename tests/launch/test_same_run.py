@@ -161,7 +161,7 @@ def test_a_launch_says_what_the_runs_are_and_a_pipe_gets_no_styles(two: tuple[Pa
     assert all("\x1b" not in line and "\r" not in line for line in lines)
 
 
-def test_two_ranks_by_torchrun_listen_on_loopback_alone(two: tuple[Path, Listened]) -> None:
+def test_two_ranks_listen_on_loopback_alone(two: tuple[Path, Listened]) -> None:
     assert_on_loopback(two[1])
 
 
