@@ -93,9 +93,9 @@ def launch(folder: Path, steps: int, *options: str, first: int = 0) -> list[str]
     return [*program, "launch", "run.yaml", *words(steps, first), *options]
 
 
-def launched(folder: Path, *options: str, first: int = 0, **more: str) -> str:
+def launched(folder: Path, *options: str, **more: str) -> str:
     """Output of a launch to the end of its runs."""
-    said = started(launch(folder, WHOLE, *options, first=first), folder, PYTHONPATH=str(ROOT), **more)
+    said = started(launch(folder, WHOLE, *options), folder, PYTHONPATH=str(ROOT), **more)
     assert_all_stages(said)
     return said
 

@@ -85,7 +85,8 @@ def without_compiler() -> Iterator[None]:
     """Functions that DeepSpeed excludes from compilation inside ask for torch's compiler only if it is loaded: nothing
     is compiled before. At ZeRO 3 they would load it at the first forward, for 2 CPU seconds and 75 MB.
     """
-    chosen = torch.compiler.disable, torch._disable_dynamo
+    untyped = cast(Any, torch)
+    chosen = untyped.compiler.disable, untyped._disable_dynamo
 
     def excluded(function: Callable[..., Any], recursive: bool = True) -> Callable[..., Any]:
         apart: Callable[..., Any] = chosen[1](function, recursive)
@@ -98,11 +99,11 @@ def without_compiler() -> Iterator[None]:
 
         return call
 
-    torch.compiler.disable = torch._disable_dynamo = excluded
+    untyped.compiler.disable = untyped._disable_dynamo = excluded
     try:
         yield
     finally:
-        torch.compiler.disable, torch._disable_dynamo = chosen
+        untyped.compiler.disable, untyped._disable_dynamo = chosen
 
 
 def _import_muon() -> None:
