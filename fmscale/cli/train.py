@@ -32,6 +32,7 @@ def train(
     """
     from fmscale.cli.train_screen import RunScreen
     from fmscale.config import load_config
+    from fmscale.runtime.stop import ignore_stop_signals
     from fmscale.runtime.world import read_world
 
     loaded, world = load_config(config, overrides or ()), read_world()
@@ -42,5 +43,6 @@ def train(
     from fmscale.train.run import run_training
 
     outcome = run_training(loaded, show=screen.step, event=screen.event, phase=screen.phase)
+    ignore_stop_signals()  # while Python ends: a run that has saved must not report an end by a signal
     if world.rank == 0:
         screen.end(outcome.last_step, outcome.stop.name if outcome.stop else "")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.clusters_kills import PHASES, drawn, kills_of
-from tests.train.runs import delivered, events_of, steps_of
+from tests.train.runs import delivered, events_of, make_corpus, steps_of, write_config
 from tests.train.test_resume import exact
 
 FMSCALE = Path(sys.executable).with_name("fmscale")
@@ -108,3 +108,15 @@ def test_each_phase_is_ended_by_both_signals_in_both_systems() -> None:
     assert len({(one.phase, one.number, one.system) for one in kills}) == 24
     counts = Counter(one.phase for one in kills).values()
     assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.slow
+def test_a_stop_behind_the_end_of_a_run_is_no_failure(tmp_path: Path) -> None:
+    path, log = write_config(tmp_path, make_corpus(tmp_path)), tmp_path / "output.log"
+    process, deadline = start(path, 1), time.monotonic() + PATIENCE
+    while "complete, after" not in log.read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
