@@ -53,7 +53,7 @@ def run_benchmark(
     words = [word.strip() for word in only.split(",") if word.strip()]
     run = getattr(benchmark, "run", None)
     if words and not tuning and (run is None or "only" not in inspect.signature(run).parameters):
-        remedy = "Leave out --only; loader and life have it."
+        remedy = "Leave out --only; loader, life and clusters have it."
         raise ConfigError(f"{name} is measured as a whole", found=only, remedy=remedy)
     if hasattr(benchmark, "run_command"):  # it has options and output of its own
         flags = {"quick": quick, "check": check, "json": json, "list": list_, "tune": tune, "again": again}

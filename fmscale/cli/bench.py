@@ -12,7 +12,7 @@ from fmscale.errors import ConfigError
 
 app = typer.Typer()
 
-BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns", "life", "goodput")
+BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns", "life", "goodput", "clusters")
 
 
 def _find_checkout() -> None:
@@ -40,7 +40,7 @@ def bench(
     only: Annotated[
         str,
         typer.Option(
-            help="loader, life: only these claims, as W5,W1.over_cache; to NAME.part.json. "
+            help="loader, life, clusters: only these claims, as W5,W1.over_cache; to NAME.part.json. "
             "kernels --tune: only ops and cases that this regular expression finds."
         ),
     ] = "",

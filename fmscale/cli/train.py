@@ -34,7 +34,7 @@ def train(
     """
     from fmscale.cli.train_screen import RunScreen
     from fmscale.config import load_config
-    from fmscale.runtime.stop import Stop
+    from fmscale.runtime.stop import Stop, ignore_stop_signals
     from fmscale.runtime.world import read_world
 
     loaded, world = load_config(config, overrides or ()), read_world()
@@ -48,6 +48,7 @@ def train(
     gc.freeze()
     gc.enable()
     outcome = run_training(loaded, show=screen.step, event=screen.event, phase=screen.phase)
+    ignore_stop_signals()  # while Python ends: a run that has saved must not report an end by a signal
     if world.rank == 0:
         screen.end(outcome.last_step, outcome.stop.name if outcome.stop else "")
     if world.elastic and outcome.stop is Stop.SIGTERM:

@@ -127,6 +127,20 @@ class HostWaits:
                 self._store.delete_key(key)
         return values
 
+    def part(self) -> None:
+        """The last call of every rank. Rank 0, which may serve the store, returns when no other rank needs it any more:
+        a rank that looks after the server has ended would fail behind a last barrier that all had reached. A rank that
+        does not come within STOP_SECONDS has ended.
+        """
+        from torch.distributed import DistNetworkError
+
+        end = time.monotonic() + STOP_SECONDS
+        with suppress(DistNetworkError):
+            parted = self._store.add("parted", 1)
+            while self.rank == 0 and parted < self._world.world_size and time.monotonic() < end:
+                time.sleep(COLLECTOR_PAUSE)
+                parted = self._store.add("parted", 0)
+
     def fail(self, error: BaseException, phase: str) -> None:
         """Tell the other ranks of this rank's failure; their errors name the first. Without the store no rank waits."""
         self.report(f"rank {self.rank} on {socket.gethostname()} failed in {phase}: {scrub(str(error))}")

@@ -121,6 +121,7 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     saving.close(config.checkpoint.seal_seconds)
     session.watchdog.leave()
     saved = session.from_rank_0("end of the run", saving.acknowledged)
+    session.waits.part()
     outcome = Outcome(
         run=config.train.run,
         first_step=length.first_step,

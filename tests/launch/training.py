@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +43,14 @@ def prepare(folder: Path) -> None:
     (folder / "run.yaml").write_text(CONFIG.format(folder=folder))
     words = ["ingest", str(folder / "raw"), "--store", str(folder / "store"), "--dataset", "text"]
     started([FMSCALE, *words, "--tokenizer", "bytes", "--workers", "1"], folder)
+
+
+def copied(source: Path, place: Path) -> Path:
+    """A copy of a prepared folder with its dataset and runs, whose config names the copy."""
+    shutil.copytree(source, place)
+    config = place / "run.yaml"
+    config.write_text(config.read_text().replace(str(source), str(place)))
+    return place
 
 
 def environment(**more: str) -> dict[str, str]:

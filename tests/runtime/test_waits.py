@@ -299,6 +299,24 @@ def test_ranks_that_another_rank_collects_for_name_the_missing_and_hear_of_a_fai
     assert all("failed in restore: No disk" in cause for cause in heard if cause), heard
 
 
+def test_rank_zero_parts_last_and_waits_for_no_rank_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, order, clock = HashStore(), list[int](), [0.0]
+    ranks = [HostWaits(store, World(rank=rank, world_size=3)) for rank in range(3)]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if len(order) < 2:
+            order.append(len(order) + 1)
+            ranks[order[-1]].part()
+
+    monkeypatch.setattr(waits, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    ranks[0].part()
+    assert order == [1, 2]
+    alone, began = HostWaits(HashStore(), World(rank=0, world_size=2)), clock[0]
+    alone.part()
+    assert clock[0] - began >= waits.STOP_SECONDS
+
+
 def sockets(rank: int, size: int) -> list[int]:
     """New TCP connections of this rank: with a group and a clone of it, and after a sum."""
     world = read_world(os.environ)

@@ -1,4 +1,4 @@
-"""kill -9 at random times, from another process, also during a save: the resumed run equals a run without kills."""
+"""SIGTERM and kill -9 at random times, from another process: the resumed run equals a run without them."""
 
 import os
 import random
@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks.clusters_kills import PHASES, drawn, kills_of
 from tests.train.runs import delivered, events_of, make_corpus, steps_of, write_config
 from tests.train.test_resume import exact
 
@@ -88,10 +90,33 @@ def check_equal(whole: Path, killed: Path, kills: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_kills_at_random_times(tmp_path: Path, ranks: int) -> None:
-    path = write_config(tmp_path, make_corpus(tmp_path))
-    finish(start(path, ranks, "train.run=whole"), path)
-    # Without lines of progress records are written for saves alone.
-    kills = killed_until_complete(path, tmp_path / "killed", [ranks] * 5, ranks, ("train.log_every=1000",))
-    check_equal(tmp_path / "whole", tmp_path / "killed", kills)
+def test_an_end_at_random_moments_of_an_ingest_and_a_run_is_gone_on_from(tmp_path: Path) -> None:
+    """A drawn part of R4.kills: SIGTERM and SIGKILL, alone and at two ranks."""
+    rows = list(kills_of(tmp_path, 6, seed=13))
+    assert [one for one in rows if one["value"]] == []
+    assert {one["phase"] for one in rows} == set(PHASES)
+    assert {one["signal"] for one in rows} == {"SIGTERM", "SIGKILL"}
+    # A run that no signal had reached would be equal too.
+    assert len(rows) == 6
+    assert events_of(tmp_path / "runs" / "killed-alone", "resumed")
+    assert events_of(tmp_path / "runs" / "killed-torchrun", "resumed")
+
+
+def test_each_phase_is_ended_by_both_signals_in_both_systems() -> None:
+    kills = drawn(100, random.Random(1))
+    assert Counter(one.number.name for one in kills) == {"SIGTERM": 50, "SIGKILL": 50}
+    assert len({(one.phase, one.number, one.system) for one in kills}) == 24
+    counts = Counter(one.phase for one in kills).values()
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.slow
+def test_a_stop_behind_the_end_of_a_run_is_no_failure(tmp_path: Path) -> None:
+    path, log = write_config(tmp_path, make_corpus(tmp_path)), tmp_path / "output.log"
+    process, deadline = start(path, 1), time.monotonic() + PATIENCE
+    while "complete, after" not in log.read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0

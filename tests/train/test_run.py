@@ -9,6 +9,7 @@ from fmscale.config import derive_batch, load_config
 from fmscale.data.tokenizers.tokenizer import ByteTokenizer
 from fmscale.errors import ConfigError, FmscaleError
 from fmscale.runtime.failure import first_failure
+from fmscale.runtime.waits import HostWaits
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, tokenizer_of, vocabulary
 from fmscale.train.length import run_length
@@ -130,3 +131,28 @@ def assert_told(first: dict[str, Any], other: dict[str, Any]) -> None:
     assert [event["event"] for event in later] == ["evaluation", "evaluation", "checkpoint"]
     assert [record["step"] for record in first["shown"]] == [1, 3]
     assert (other["phases"], other["events"], other["shown"]) == ([], [], [])
+
+
+def noting_train(rank: int, size: int, path: str, notes: str) -> None:
+    """Train as this rank; a line when rank 1 parts, and one when rank 0 has ended."""
+    part = HostWaits.part
+
+    def noted(self: HostWaits) -> None:
+        if self.rank:
+            note("rank 1 parts\n")
+        part(self)
+
+    def note(line: str) -> None:
+        with open(notes, "a") as file:
+            file.write(line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostWaits, "part", noted)
+        train_here(rank, size, path, ("train.steps=1",))
+    if rank == 0:
+        note("rank 0 ended\n")
+
+
+def test_rank_zero_serves_the_others_to_the_end_of_a_run(path: Path, tmp_path: Path) -> None:
+    run_ranks(noting_train, 2, str(path), str(tmp_path / "notes"))
+    assert (tmp_path / "notes").read_text() == "rank 1 parts\nrank 0 ended\n"

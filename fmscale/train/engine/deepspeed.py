@@ -15,7 +15,7 @@ from fmscale.errors import ConfigError
 from fmscale.models.weights import Whole
 from fmscale.objectives.protocol import Inputs, Loss, Objective
 from fmscale.runtime.axes import Axis
-from fmscale.train.engine.accelerator import import_deepspeed, without_triton
+from fmscale.train.engine.accelerator import import_deepspeed, without_compiler, without_triton
 from fmscale.train.engine.cores import threads
 from fmscale.train.engine.deepspeed_config import deepspeed_config, sizes_of
 from fmscale.train.engine.gather import gather_over
@@ -62,7 +62,7 @@ class DeepSpeedEngine:
         if type(base) not in supported:
             supported.append(type(base))
         # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
-        with without_triton(), redirect_stdout(io.StringIO()):
+        with without_triton(), without_compiler(), redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=trained, optimizer=base, config=settings, dist_init_required=False
             )

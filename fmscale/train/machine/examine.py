@@ -46,9 +46,7 @@ def examine_nodes(world: World, *, deadline: float = 120.0) -> list[Finding]:
     waits = HostWaits(store, world)
     try:
         findings = _meet_and_measure(world, store, waits, deadline)
-        waits.arrive("end")
-        if world.rank == 0:  # it serves the store
-            waits.wait("end", ranks=range(world.world_size), deadline=deadline)
+        waits.part()
         return findings
     except BaseException as error:
         waits.fail(error, "doctor")
