@@ -1,7 +1,11 @@
-"""`fmscale bench clusters`: restarts, launchers, and kills of real runs on this machine.
+"""`fmscale bench clusters`: restarts, launchers, faults and many ranks, on this machine.
 
 - R1.restart: seconds from the start command to the next step after a kill (`clusters_restart.py`).
+- R2: requests and CPU time of the ranks' store for 512 ranks, and rank 0's work for a save of 70 B
+(`clusters_store.py`, `clusters_manifest.py`).
+- R5: CPU time of the training thread beside the model, and its waits (`clusters_loop.py`).
 - R3.matrix: launchers x ZeRO stages x fresh and resumed give the same order and losses (`clusters_matrix.py`).
+- R4.hosts: hosts that are killed, cut off, slow or told otherwise (`clusters_hosts.py`).
 - R4.kills: SIGTERM and SIGKILL at random moments; the same command always goes on (`clusters_kills.py`).
 """
 
@@ -28,7 +32,10 @@ class Part:
 
 PARTS = (
     Part(module="clusters_restart", function="restart_claims", id="R1.restart"),
+    Part(module="clusters_store", function="store_claims", id="R2"),
+    Part(module="clusters_loop", function="loop_claims", id="R5"),
     Part(module="clusters_matrix", function="matrix_claims", id="R3.matrix"),
+    Part(module="clusters_hosts", function="host_claims", id="R4.hosts"),
     Part(module="clusters_kills", function="kill_claims", id="R4.kills"),
 )
 
