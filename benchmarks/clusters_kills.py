@@ -232,7 +232,8 @@ def lengths(run: Run) -> Lengths:
     steps = {one["step"]: one for one in records if "event" not in one}
 
     def shortest(event: str, name: str) -> float:
-        return min(float(one[name]) for one in records if one.get("event") == event)
+        # a save that comes while another is written is skipped, and has no time
+        return min(float(one[name]) for one in records if one.get("event") == event and name in one)
 
     return Lengths(
         start=steps[1]["time"] - began,
