@@ -1,5 +1,6 @@
 """Needs of a run, derived from its config alone: tokens, compute, memory, checkpoints, reads."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,10 @@ from fmscale.config.derived import flops_per_token
 from fmscale.config.model import ModelConfig
 from fmscale.config.peaks import peak_flops
 from fmscale.data.reading.planner import HORIZON_STEPS
+from fmscale.errors import ConfigError
 from fmscale.models.lora import wrap
 from fmscale.models.protocol import build
-from fmscale.train.engine.deepspeed_config import sizes_of
+from fmscale.train.engine.deepspeed_config import NO_SIZES, sizes_of
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.preflight.activations import activations_of
 from fmscale.train.preflight.stages import FP32, RunSize, StageNeeds, all_stages
@@ -124,6 +126,9 @@ def forecast(
     size = None
     if parameters:
         whole = decoder if config.adapter is None else None
+        sizes = NO_SIZES
+        with suppress(ConfigError):  # a vocabulary other than the tokenizer's, which is told elsewhere
+            sizes = sizes_of(without_memory(config, vocab_size))
         size = RunSize(
             trained=parameters,
             frozen=frozen,
@@ -131,7 +136,7 @@ def forecast(
             world=world,
             local_size=min(world, config.launch.procs_per_node or NODE_RANKS),
             accumulation=batch.accumulation if batch else 1,
-            model=sizes_of(without_memory(config, vocab_size)),
+            model=sizes,
         )
     stages = all_stages(config, size, batch, on_gpu=on_gpu) if size else ()
     shared = -(-checkpoint // world) if checkpoint else None
