@@ -61,6 +61,11 @@ def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout: floa
     return _pool.run(function, size, args, timeout)
 
 
+def end_ranks() -> None:
+    """End the ranks: the next call has new processes, which have imported nothing."""
+    _pool.close()
+
+
 class _Rank:
     """One process and the pipe to it."""
 

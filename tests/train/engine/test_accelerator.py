@@ -9,7 +9,7 @@ import torch
 from fmscale.errors import ConfigError
 from fmscale.runtime import variables
 from fmscale.train.engine.accelerator import import_deepspeed
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import end_ranks, run_ranks
 from tests.train.engines import config_of, make_engine, train
 
 
@@ -56,4 +56,5 @@ def imported(rank: int, size: int) -> bool:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels may run")
 def test_a_step_without_a_gpu_imports_no_triton() -> None:
     """torch's compiler, which torch's optimizers import, and DeepSpeed would import it: 76 MB."""
+    end_ranks()
     assert run_ranks(imported, 1, timeout=120) == [False]
