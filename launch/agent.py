@@ -53,12 +53,16 @@ def _attempt(command: Sequence[str], ranks: int, port: int, attempt: int, mask: 
         }
         processes = [_start(command, rank, shared, meeting, mask) for rank in range(ranks)]
     status, told, deadline = 0, False, None
-    while running := [process for process in processes if process.poll() is None]:
-        failed = [rank for rank, process in enumerate(processes) if process.poll()]
+    while True:
+        ends = [_end_of(process) for process in processes]
+        failed = [rank for rank, end in enumerate(ends) if end]
         if failed and not status:
-            first = failed[0]
-            status = _status(processes[first].returncode)
-            _say(f"rank {first} (process {processes[first].pid}) {_end(processes[first].returncode)}")
+            end = ends[failed[0]] or 0
+            status = end if end > 0 else 128 - end
+            _say(f"rank {failed[0]} (process {processes[failed[0]].pid}) {_words(end)}")
+        running = [process for process, end in zip(processes, ends, strict=True) if end is None]
+        if not running:
+            break
         if (status or told) and deadline is None:
             deadline = time.monotonic() + SAVE_SECONDS
             for process in running:
@@ -68,10 +72,8 @@ def _attempt(command: Sequence[str], ranks: int, port: int, attempt: int, mask: 
         if deadline is not None and time.monotonic() > deadline:
             for process in running:
                 process.kill()
-    for rank, process in enumerate(processes):
-        if process.returncode and not status:
-            status = _status(process.returncode)
-            _say(f"rank {rank} (process {process.pid}) {_end(process.returncode)}")
+    for process in processes:
+        process.wait()
     return status, told
 
 
@@ -94,12 +96,18 @@ def _start(
     )
 
 
-def _status(code: int) -> int:
-    return code if code > 0 else 128 - code
+def _end_of(process: "subprocess.Popen[bytes]") -> int | None:
+    """Exit status of a rank, negative for a signal, or None while it runs. An ended rank stays a zombie until all have
+    ended: other ranks read from it by which signal it was killed.
+    """
+    end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if end is None:
+        return None
+    return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
-def _end(code: int) -> str:
-    return f"ended with status {code}" if code > 0 else f"was ended by signal {-code} ({signal.Signals(-code).name})"
+def _words(end: int) -> str:
+    return f"ended with status {end}" if end > 0 else f"was ended by signal {-end} ({signal.Signals(-end).name})"
 
 
 def _say(words: str) -> None:

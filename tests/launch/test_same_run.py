@@ -154,7 +154,7 @@ def open_mpi(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 def test_a_launch_says_what_the_runs_are_and_a_pipe_gets_no_styles(two: tuple[Path, Listened]) -> None:
     lines = (two[0] / "watched.log").read_text().splitlines()
-    assert lines[0] == "fmscale launch: torchrun: 1 node, 2 ranks"
+    assert lines[0] == "fmscale launch: local: 1 node, 2 ranks"
     assert [lines.count(f"ranks   2, ZeRO stage {stage}") for stage in STAGES] == [1] * 4
     told = [line.split()[1] for line in lines if line.startswith("step ")]
     assert told == [f"{step}/{WHOLE}" for step in range(1, WHOLE + 1)] * 4
