@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Images of Python set this: each of the tests' thousand starts would then compile our 260 files again, for 0.6 s.
+# Images of Python set this: each start in a test would then compile our 260 files again, for 0.5 CPU s.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-slow lint types recording wheel bench-env bench-life-env weights

@@ -18,8 +18,9 @@ from fmscale.models import build
 
 BATCH, LENGTH = 1, 64
 MODEL = {"num_layers": 6, "dim": 768, "num_heads": 12, "num_kv_heads": 12, "max_seq_len": LENGTH, "tied": True}
-"""42 M parameters: 510 MB of masters and moments. Steps are short beside a save, as in large runs: 96 GB of an 8 B
-model are written to shared storage in about 60 s, the time of 8 steps of 64 GPUs.
+"""42 M parameters: 510 MB of masters and moments. Steps are short beside a save, as in large runs: by
+arithmetic 96 GB of an 8 B model take 60 s to storage of 1.6 GB/s, and a step of 4 M tokens 7.5 s on 64 GPUs at 400
+TFLOP/s.
 """
 
 

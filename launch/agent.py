@@ -3,7 +3,7 @@
     python -m fmscale.launch.agent --ranks N --port P [--max-restarts R] -- COMMAND ...
 
 Ranks get torchrun's variables, and rank 0 a socket that is bound to the port where they meet: no other process can take
-that port between the choice and the meeting. The agent imports the standard library alone.
+that port between the choice and the meeting. The agent imports no torch, and nothing else that is slow.
 """
 
 import argparse
@@ -16,9 +16,8 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-LOOPBACK = "127.0.0.1"
-SAVE_SECONDS = 300.0
-"""Time for ranks to save after SIGTERM, before SIGKILL."""
+from fmscale.launch.launch import LOOPBACK, SAVE_SECONDS
+
 TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 

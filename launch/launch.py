@@ -15,6 +15,8 @@ from fmscale.errors import ConfigError
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 29_500
 """Default of torchrun and deepspeed."""
+SAVE_SECONDS = 300
+"""Time for ranks to save after a signal to their agent, which then kills them; torchrun's default is 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from fmscale.launch.launch import DEFAULT_PORT, LOOPBACK, Launch, LaunchRequest, meeting_point
+from fmscale.launch.launch import DEFAULT_PORT, LOOPBACK, SAVE_SECONDS, Launch, LaunchRequest, meeting_point
 from fmscale.launch.programs import find_program
 
 from fmscale.errors import ConfigError
@@ -14,9 +14,6 @@ listens on all interfaces."""
 RESTARTS = 10
 """Restarts after failures of ranks, where nodes may change; a node that comes or is lost counts as none, but its loss
 may show as a failure first."""
-
-SAVE_SECONDS = 300
-"""Time for ranks to save after a signal to the agent; by default the agent kills them after 30 s."""
 
 
 def launch_by_torchrun(request: LaunchRequest) -> Launch:

@@ -39,7 +39,7 @@ def train(
 
     loaded, world = load_config(config, overrides or ()), read_world()
     screen = RunScreen(loaded, world)
-    gc.disable()  # collections among the millions of objects of imports take 0.3 of 3.5 s
+    gc.disable()  # collections among the objects of imports take a tenth of their time
     if world.rank == 0:
         screen.announce()
         screen.phase("loading the libraries")

@@ -121,7 +121,7 @@ def program() -> str:
 def _command(overrides: list[str], config: str, half: Half) -> list[str]:
     """`fmscale launch`, as a user would type it."""
     words = [program(), "launch", config, *overrides]
-    return [*words, "--with", "torchrun", "--nodes", "1", "--procs-per-node", str(half.world)]
+    return [*words, "--with", "local", "--nodes", "1", "--procs-per-node", str(half.world)]
 
 
 @contextmanager

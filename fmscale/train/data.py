@@ -109,8 +109,8 @@ def longest_sample(config: Config) -> int | None:
 def empty_batch(config: Config, loader: SampleLoader[Any], batch: BatchShape, device: str) -> SampleBatch:
     """A forward without a sample: of the largest size where it is to compile, or to show a lack of a GPU's memory.
 
-    In an eager run on a CPU it only allocates the optimizer's state, and a forward of full size would take as long as
-    the first step's: 0.7 s of the 5 s in which two ranks of the tiny model restart.
+    In an eager run on a CPU it only allocates the optimizer's state: a forward of full size would delay the start by as
+    long as a forward of the first step takes.
     """
     most = SMALL_FORWARD if device == "cpu" and not config.train.compile else sys.maxsize
     if isinstance(loader, FlatLoader):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fmscale.launch.torchrun import SAVE_SECONDS
+from fmscale.launch.launch import SAVE_SECONDS
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 FIELDS = Path(__file__).parents[1] / "fixtures" / "manifest_fields.json"
