@@ -172,7 +172,7 @@ class Loader(SampleLoader[Microbatch]):
         from_k = int(self.schedule.kappa(step + 2 * HORIZON_STEPS + 2))
         ahead = assign(self.plan, self.schedule, self._share, k=self.k, steps=2 * HORIZON_STEPS + 2)
         real = np.arange(ahead.k.shape[1]) < ahead.real[:, None]
-        first, last = damage.rows
-        lost = real & (ahead.source == damage.source) & (ahead.row >= first) & (ahead.row < last)
+        named = np.logical_or.reduce([(ahead.row >= start) & (ahead.row < stop) for start, stop in damage.rows])
+        lost = real & (ahead.source == damage.source) & named
         self._stop_ahead()
-        self._quarantine(damage.source, (damage.rows,), from_k, ahead.k[lost], damage.error)
+        self._quarantine(damage.source, damage.rows, from_k, ahead.k[lost], damage.error)

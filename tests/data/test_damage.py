@@ -111,6 +111,17 @@ def test_with_an_order_log_damaged_rows_are_replaced_and_nothing_else_moves(
             assert broken[k] == whole[k]
 
 
+def test_a_lost_object_costs_one_new_plan_a_unit(store: Backend, corpus: Corpus) -> None:
+    """Not one a chunk: each drops all units that were read ahead."""
+    remove(store, token_shards(store)[0])
+    loader = open_corpus(store, run="r")
+    epoch(loader, len(corpus.rows()) // 8 * 8)
+    rows = {row for ban in loader.plan.bans for first, stop in ban.rows for row in range(first, stop)}
+    units = {int(unit) for unit in loader.plan.sources[0].view.units.unit_of(np.array(sorted(rows)))[0]}
+    assert len(rows) > 200
+    assert len(loader.plan.bans) == len(units)
+
+
 def test_the_substitutes_are_the_same_when_the_run_is_replayed(store: Backend, corpus: Corpus) -> None:
     samples = len(corpus.rows()) // 8 * 8
     for shard in token_shards(store)[:2]:

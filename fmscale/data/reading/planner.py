@@ -16,9 +16,10 @@ import numpy as np
 
 from fmscale.data.plan.assign import Assignment, Share, assign
 from fmscale.data.plan.batch_schedule import BatchSchedule
-from fmscale.data.plan.plan import NEVER, Plan
+from fmscale.data.plan.plan import NEVER, Plan, Ranges
 from fmscale.data.reading.arena import LittleMemory, RowArena, Slot, UnitKey
 from fmscale.data.reading.readers import Readers
+from fmscale.data.views.placement import merged
 from fmscale.store.tiers.fetch import CorruptChunk
 
 MAX_STEPS = 64
@@ -50,7 +51,7 @@ class DamagedRows(Exception):
     """Rows of a source that no copy can serve; the loader quarantines them or stops."""
 
     source: int
-    rows: tuple[int, int]
+    rows: Ranges
     error: CorruptChunk
 
 
@@ -334,13 +335,15 @@ class Planner:
         self._readers.of(self.plan, slot.key[0]).advise(slot.key[1], next_use)
 
     def _read(self, slot: Slot, next_use: int) -> None:
-        """Read the slot's unit. Raises DamagedRows for damaged rows that the plan may still deliver."""
+        """Read the slot's unit. Raises DamagedRows for all of its damaged rows that the plan may still deliver: each error
+        costs a plan and the units read ahead of it.
+        """
         source, unit = slot.key
         reader = self._readers.of(self.plan, source)
         slot.content, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
-        for start, stop, error in damaged:
+        if damaged:
             tokens = self._arena.rows.shape[1]
             first = int(reader.view.units.id(np.array([unit]), np.array([0]))[0])
-            rows = (first + start // tokens, first + -(-stop // tokens))
-            if not self.plan.quarantined(source, rows):
-                raise DamagedRows(source, rows, error)
+            found = [((first + start // tokens, first + -(-stop // tokens)), error) for start, stop, error in damaged]
+            if new := [one for one in found if not self.plan.quarantined(source, one[0])]:
+                raise DamagedRows(source, tuple(merged([rows for rows, _ in new])), new[0][1])
