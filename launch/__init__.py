@@ -5,6 +5,7 @@
 - `programs.py`  paths of the programs of a launch, and the packages that have them
 - `environment.py`  variables that every rank gets
 - `local.py`, `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each launcher
+- `over_ssh.py`  deepspeed's launcher on other hosts, apart from other runs there
 - `launchers.py`  launchers by name
 - `agent.py`  parent of the ranks that `local` starts
 - `sweep.py`  runs over values of config keys

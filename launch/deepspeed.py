@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 from fmscale.launch.launch import Launch, LaunchRequest, meeting_point, one_node_or_hostfile
 from fmscale.launch.programs import find_program
@@ -17,6 +18,7 @@ def launch_by_deepspeed(request: LaunchRequest) -> Launch:
     program = find_program("deepspeed")
     host, port = meeting_point(request)
     command, environment = request.command, dict(request.environment)
+    words, ask = [program], ()
     if request.hosts:
         for needed in ("pdsh", "ssh"):
             find_program(needed)
@@ -28,16 +30,29 @@ def launch_by_deepspeed(request: LaunchRequest) -> Launch:
         # deepspeed passes on only variables of its own choice, and quotes only arguments with blanks.
         settings = [f"{name}={value}" for name, value in request.environment.items()]
         command = tuple(for_remote_shell(word) for word in ("env", *settings, *command))
+        words = [sys.executable, "-m", "fmscale.launch.over_ssh"]
+        names = ",".join(host.name for host in request.hosts)
+        # deepspeed itself gives ranks 30 s for their save, and then status 1.
+        ask = ("pdsh", "-S", "-R", "ssh", "-w", names, f"pkill -P $(pgrep -d, -f '{of_run(host, port)}')")
     else:
         # Without the option deepspeed takes an existing /job/hostfile by itself.
         options = ["--hostfile", os.devnull, *_devices(request)]
     options += ["--master_port", str(port), *request.arguments, "--no_local_rank", "--no_python"]
     return Launch(
-        argv=(program, *options, *command),
+        argv=(*words, *options, *command),
         environment=environment,
         summary=request.summary("deepspeed"),
-        stop_by="terminate" if request.hosts else "ranks",
+        stop_by="command" if ask else "ranks",
+        ask=ask,
     )
+
+
+def of_run(host: str, port: int) -> str:
+    """Regular expression, for pdsh, of the command of deepspeed's process on a host of the run that meets there; it
+    matches no shell, ssh or pdsh that has this command as an argument.
+    """
+    own = f"--node_rank=%n --master_addr={re.escape(host)} --master_port={port} "
+    return f"^[^ ]+ -u -m deepspeed[.]launcher[.]launch .*{own}"
 
 
 def for_remote_shell(argument: str) -> str:

@@ -75,9 +75,12 @@ class Launch:
     """Variables set on top of this process's environment."""
     summary: str
     """A line about the launch, for people."""
-    stop_by: Literal["ranks", "launcher", "terminate"]
+    stop_by: Literal["ranks", "launcher", "terminate", "command"]
     """Way to ask ranks to save and end. ranks: SIGUSR1 to each, as the launcher would die of it; launcher:
-    SIGUSR1 to the launcher, which passes it on; terminate: SIGTERM to the launcher, as it passes no other signal on."""
+    SIGUSR1 to the launcher, which passes it on; terminate: SIGTERM to the launcher, as it passes no other signal on;
+    command: `ask`."""
+    ask: tuple[str, ...] = ()
+    """Command that asks ranks on other hosts to save and end; its status is not 0 if it finds none."""
     detached: bool = False
     """True if the command may end before the run does (sbatch)."""
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEn
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     try:
         process = _start(launch, mask)
-        stops = 0
+        stops, asking = 0, None
         while process.poll() is None:
             received = signal.sigtimedwait(awaited, AGAIN_SECONDS if stops == 1 else LOOK_SECONDS)
             if received is not None and received.si_signo != signal.SIGCHLD:
@@ -62,7 +63,7 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEn
                 elif stops > 2:
                     kill_tree(process.pid)
             if stops == 1 and process.poll() is None:
-                _ask(launch, process, program, first=received is not None)
+                asking = _ask(launch, process, program, asking)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = process.returncode
@@ -77,14 +78,23 @@ def _heard_of_parent(number: int) -> None:
     signal.sigtimedwait({number}, 0)
 
 
-def _ask(launch: Launch, process: subprocess.Popen[bytes], program: str, first: bool) -> None:
-    """Ask the ranks to save and end; SIGTERM goes to a launcher only the `first` time."""
+def _ask(
+    launch: Launch, process: subprocess.Popen[bytes], program: str, before: subprocess.Popen[bytes] | None
+) -> subprocess.Popen[bytes] | None:
+    """Ask the ranks to save and end; returns the process that asked. A launcher gets its signal once, and a command
+    runs again until it has found ranks.
+    """
     if launch.stop_by == "ranks":
         signal_ranks(process.pid, program)
     elif launch.stop_by == "launcher":
         process.send_signal(signal.SIGUSR1)
-    elif first:
-        process.terminate()
+    elif launch.stop_by == "terminate":
+        if before is None:
+            process.terminate()
+        return process
+    elif before is None or before.poll():
+        return _start(replace(launch, argv=launch.ask), mask=())
+    return before
 
 
 def _words(launch: Launch, name: str, stops: int) -> str:

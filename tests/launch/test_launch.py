@@ -100,7 +100,8 @@ def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: DryRun) -> No
         "# deepspeed: 2 nodes, 4 ranks on each",
         *EXPORTS,
         "export PDSH_SSH_ARGS_APPEND='-o ServerAliveInterval=10 -o ServerAliveCountMax=3'",
-        f"{BESIDE}/deepspeed --hostfile hosts --force_multi --num_nodes 2 --num_accelerators 4 "
+        f"{sys.executable} -m fmscale.launch.over_ssh --hostfile hosts --force_multi "
+        "--num_nodes 2 --num_accelerators 4 "
         "--master_addr node-1 --master_port 29500 --no_local_rank --no_python "
         f"env {SETTINGS} {RANK} 'data.sources=[{{dataset: it'\"'\"'s}}]'",
     ]
@@ -265,7 +266,7 @@ def test_what_the_documentation_says_would_start(launch: DryRun, tmp_path: Path,
     [
         ("node", "1 node, 8 ranks", " -m fmscale.launch.agent", "run.yaml train.steps=2"),
         ("slurm", "4 nodes, 8 ranks on each", "/sbatch --nodes=4", "train.sbatch run.yaml train.steps=2"),
-        ("hosts", "2 nodes, 4 ranks on each", "/deepspeed --hostfile hosts", "run.yaml train.steps=2"),
+        ("hosts", "2 nodes, 4 ranks on each", " -m fmscale.launch.over_ssh --hostfile hosts", "run.yaml train.steps=2"),
     ],
 )
 def test_the_clusters_that_are_shipped(

@@ -157,22 +157,34 @@ def test_srun_passes_the_stop_on(tmp_path: Path, cluster: Slurm) -> None:
 
 
 @pytest.mark.slow
-def test_the_stop_reaches_ranks_on_hosts_behind_ssh(tmp_path: Path, hosts: SshHosts) -> None:
-    hostfile = tmp_path / "hosts"
-    hostfile.write_text("".join(f"{name} slots=1\n" for name in hosts.names))
+def test_the_ends_of_two_launches_on_the_same_hosts_behind_ssh(tmp_path: Path, hosts: SshHosts) -> None:
+    """A stop reaches the ranks of its own launch, with 0; a launch whose pdsh is killed ends them, and not with 0."""
     odd = ["two words", "$HOME;'\"", "50%n of `id` $HOME", "{x: [1]}", "", "\\n", "last"]
-    words = command("deepspeed", tmp_path, f"hostfile={hostfile}", "meet", "wait", *odd, procs=1)
-    process = start(*words, PATH=hosts.path(os.environ["PATH"]))
-    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
-    process.send_signal(signal.SIGUSR1)
-    finish(process)
-    wait_for(tmp_path / "rank-0.json", tmp_path / "rank-1.json")
+    folders, launches = [tmp_path / "stopped", tmp_path / "killed"], []
+    for folder in folders:
+        folder.mkdir()
+        (folder / "hosts").write_text("".join(f"{name} slots=1\n" for name in hosts.names))
+        words = command("deepspeed", folder, f"hostfile={folder / 'hosts'}", "meet", "wait", *odd, procs=1)
+        launches.append(start(*words, PATH=hosts.path(os.environ["PATH"])))
+    wait_for(*(folder / f"ready-{rank}" for folder in folders for rank in range(2)))
+    launches[0].send_signal(signal.SIGUSR1)
+    status, out = finish(launches[0])
+    assert (status, out.count("exits successfully")) == (0, 2), out
     for rank in range(2):
-        found = seen(tmp_path, rank)
+        found = seen(folders[0], rank)
         assert found["stop"] == "SIGTERM"
         assert found["world"] == ["torchrun", rank, 2, 0, rank]
         assert found["arguments"][3:] == odd
         assert found["environment"]["EXTRA"] == "a b"
+    assert not list(folders[1].glob("rank-*.json"))
+    below = psutil.Process(launches[1].pid).children(recursive=True)
+    # Debian's pdsh is a script that starts pdsh.bin.
+    for pdsh in [one for one in below if one.name().startswith("pdsh")]:
+        pdsh.kill()
+    status, out = finish(launches[1])
+    assert status == 128 + signal.SIGKILL
+    assert "pdsh was ended by signal 9: the ranks on all hosts end" in out
+    wait_for(folders[1] / "rank-0.json", folders[1] / "rank-1.json")
 
 
 def assert_stops(process: "subprocess.Popen[str]", folder: Path, reason: str) -> None:

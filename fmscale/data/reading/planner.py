@@ -335,8 +335,8 @@ class Planner:
         self._readers.of(self.plan, slot.key[0]).advise(slot.key[1], next_use)
 
     def _read(self, slot: Slot, next_use: int) -> None:
-        """Read the slot's unit. Raises DamagedRows for all of its damaged rows that the plan may still deliver: each error
-        costs a plan and the units read ahead of it.
+        """Read the slot's unit. Raises DamagedRows for all of its damaged rows that the plan may still deliver: each
+        error costs a plan and the units read ahead of it.
         """
         source, unit = slot.key
         reader = self._readers.of(self.plan, source)

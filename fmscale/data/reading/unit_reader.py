@@ -127,8 +127,8 @@ class UnitReader:
     def _salvage(
         self, ref: ObjectRef, layout: ArrayLayout, low: int, out: np.ndarray, at: int, error: CorruptChunk
     ) -> list[Damage]:
-        """Read a shard from row `low` on by chunks, after an error. Returns ranges without a good copy, as rows of `out`
-        plus `at`.
+        """Read a shard from row `low` on by chunks, after an error. Returns ranges without a good copy, as rows of
+        `out` plus `at`.
         """
         damaged: list[Damage] = []
         high = low + len(out)
