@@ -18,7 +18,8 @@ def launch_by_deepspeed(request: LaunchRequest) -> Launch:
     program = find_program("deepspeed")
     host, port = meeting_point(request)
     command, environment = request.command, dict(request.environment)
-    words, ask = [program], ()
+    words: list[str] = [program]
+    ask: tuple[str, ...] = ()
     if request.hosts:
         for needed in ("pdsh", "ssh"):
             find_program(needed)

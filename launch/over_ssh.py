@@ -29,7 +29,7 @@ def main() -> None:
     """deepspeed's `main`. If a signal ended pdsh, the ranks on the hosts, which would live on, are ended as well."""
     made: list[_Commands] = []
 
-    class OneRun(runner.PDSHRunner):
+    class OneRun(runner.PDSHRunner):  # type: ignore[misc]
         def get_cmd(self, environment: dict[str, str], active_resources: dict[str, object]) -> _Commands:
             start, end, environment = super().get_cmd(environment, active_resources)
             own = f"'{of_run(self.args.master_addr, self.args.master_port)}'"

@@ -56,14 +56,15 @@ def test_a_host_is_cut_off(folder: Path, hosts: NetHosts) -> None:
     assert run.until(hosts, lambda: trains(run, 2), SECONDS)
     hosts.cut("host2")
     assert run.until(hosts, lambda: len(run.ended) == 2, SECONDS)
-    last = {
-        "host1": r"rank 0 ends, as rank 1 on host2 told nothing for \d+ s: its host gives no answer",
-        "host2": r"rank 1 ends, as the store on host1, .* gave no answer for \d+ s",
-    }
-    for host, words in last.items():
-        # torchrun shows a rank's last lines after its end.
-        run.until(hosts, lambda host=host, words=words: re.search(words, run.said(host)), SECONDS)
-        assert re.search(words, run.said(host))
+    assert_said(
+        hosts, run, "host1", r"rank 0 ends, as rank 1 on host2 told nothing for \d+ s: its host gives no answer"
+    )
+    assert_said(hosts, run, "host2", r"rank 1 ends, as the store on host1, .* gave no answer for \d+ s")
+
+
+def assert_said(hosts: NetHosts, run: HostRun, host: str, words: str) -> None:
+    """torchrun shows a rank's last lines after its end."""
+    assert run.until(hosts, lambda: re.search(words, run.said(host)) is not None, SECONDS), run.said(host)
 
 
 def test_a_run_goes_on_without_a_lost_node_in_the_same_order(folder: Path, hosts: NetHosts) -> None:
