@@ -8,6 +8,7 @@
 `mpi.py`         MPI of the ranks that an mpirun started
 `group.py`       brings the ranks together
 `variables.py`   variables of the environment, lent to libraries for a run
+`late_values.py` values that are not there yet, waited for in a thread
 `waits.py`       named, timed waits of the ranks for one another
 `peers.py`       ranks of this machine as processes
 `watchdog.py`    thread that hears of other ranks' ends, and tells where ranks are if no step ends

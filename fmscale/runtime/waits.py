@@ -10,10 +10,12 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Collection, Sequence
+from concurrent import futures
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fmscale.errors import RankError
+from fmscale.runtime.late_values import LateValues
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.world import World
 from fmscale.text import scrub
@@ -21,21 +23,24 @@ from fmscale.text import scrub
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 SHORTEST_PAUSE = 0.002
 LONGEST_PAUSE = 0.25
 """Pauses between looks grow from the shortest to the longest: short waits end quickly, and long waits send few
 requests to rank 0. (The store's own timed wait warns on stderr at each timeout.)"""
-PAUSE_A_RANK = 0.002
-"""Least of the longest pause for each rank: 512 waiting ranks send 500 looks a second, as 125 do. At 4 looks a second
-each, a start and restore of 512 took 2.0 s of the store's one thread."""
-FIRST_PAUSE_A_RANK = 1e-4
-"""Time until the values of a barrier are there, for each rank: two requests, which take the store 20 to 40 us each."""
+HEED_A_RANK = 0.008
+"""Least time between two looks for a failure, for each rank: 512 waiting ranks send 125 a second. The watchdog of each
+hears of a failure within 2 s."""
 COLLECTOR_PAUSE = 0.05
 """Longest pause of a rank that collects the arrivals at a barrier: the others wait for it."""
+MARGIN_SECONDS = 60.0
+"""Time that a request of the store waits beyond a wait's own deadline."""
 FEW = 8
-"""Ranks up to which each collects the arrivals by itself; of more ranks rank 0 collects, and publishes one value."""
+"""Ranks up to which each looks for the arrivals by itself. Of more, rank 0 collects and publishes one value, and no other
+looks: a thread of each waits for the value (`late_values.py`)."""
 FAILED = "failed"
 NOTICE_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -54,7 +59,8 @@ class HostWaits:
         self._world = world
         self.rank = world.rank
         self._notice_seconds = notice_seconds
-        self._longest = max(LONGEST_PAUSE, PAUSE_A_RANK * world.world_size)
+        self._heed = max(LONGEST_PAUSE, HEED_A_RANK * world.world_size)
+        self._late = LateValues(store) if world.world_size > FEW else None
         self._arrived: dict[str, int] = {}
         self._waited: dict[str, int] = {}
 
@@ -74,29 +80,24 @@ class HostWaits:
         use = self._waited.get(name, 0) + 1
         keys = {other: f"wait/{name}/{use}/{other}" for other in ranks}
 
-        def look() -> list[str] | None:
-            found = list(keys.values())
-            return [value.decode() for value in self._store.multi_get(found)] if self._store.check(found) else None
-
         def there() -> list[int]:
             return [other for other in ranks if self._store.check([keys[other]])]
 
-        values = self._await(name, look, there, ranks, deadline, stop, SHORTEST_PAUSE, self._longest)
+        found = self._await_keys(name, list(keys.values()), there, ranks, deadline, stop)
         self._waited[name] = use
-        return values
+        return [value.decode() for value in found]
 
     def barrier(
         self, name: str, *, value: str = "", deadline: float = 3600.0, stop: StopFlag | None = None
     ) -> list[str]:
         """Wait until every rank is here; return their values by rank. Raises the errors of `wait`.
 
-        Arrivals are lines of one key. N ranks send 3 N requests or fewer, and two more for each look that came early:
+        Arrivals are lines of one key. N ranks send 2 N requests, and rank 0 a few more for each look that came early:
         a request for each rank's value from each rank would be 262,144 at 512 ranks, 3.4 s of the store's one thread.
         """
         use = self._waited.get(name, 0) + 1
         everyone = range(self._world.world_size)
         here, joint = _keys(name, use)
-        collects = self.rank == 0 or len(everyone) <= FEW
         self._store.append(here, json.dumps([self.rank, value]) + "\n")
 
         def arrivals() -> dict[int, str]:
@@ -106,16 +107,11 @@ class HostWaits:
             found = arrivals()
             return [found[other] for other in everyone] if len(found) == len(everyone) else None
 
-        def published() -> list[str] | None:
-            packed = self._peek(joint)
-            return list(json.loads(zlib.decompress(packed))) if packed else None
-
-        first = SHORTEST_PAUSE
-        if not collects:
-            first = max(first, FIRST_PAUSE_A_RANK * len(everyone))
-            time.sleep(first)  # rank 0 has not collected yet: a look now would be in vain
-        look, longest = (collected, COLLECTOR_PAUSE) if collects else (published, self._longest)
-        values = self._await(name, look, arrivals, everyone, deadline, stop, first, longest)
+        if self.rank == 0 or len(everyone) <= FEW:
+            values = self._await(name, collected, arrivals, everyone, deadline, stop, longest=COLLECTOR_PAUSE)
+        else:
+            [packed] = self._await_keys(name, [joint], arrivals, everyone, deadline, stop)
+            values = list(json.loads(zlib.decompress(packed)))
         self._waited[name] = use
         if self.rank == 0:
             many = len(everyone) > FEW
@@ -156,17 +152,51 @@ class HostWaits:
         """The first failure that a rank has reported; empty without a failure. Raises torch's DistNetworkError."""
         return self._peek(FAILED).decode(errors="replace")
 
-    def _await(
+    def _await_keys(
         self,
         name: str,
-        look: Callable[[], list[str] | None],
+        keys: list[str],
         arrived: Callable[[], Collection[int]],
         awaited: Sequence[int],
         deadline: float,
         stop: StopFlag | None,
-        pause: float,
-        longest: float,
-    ) -> list[str]:
+    ) -> list[bytes]:
+        """The values of the keys, once all are there."""
+        if self._late is None:
+
+            def look() -> list[bytes] | None:
+                return list(self._store.multi_get(keys)) if self._store.check(keys) else None
+
+            return self._await(name, look, arrived, awaited, deadline, stop)
+        answer = self._late.ask(keys, deadline + MARGIN_SECONDS)
+        try:
+            return self._await(
+                name,
+                lambda: answer.result() if answer.done() else None,
+                arrived,
+                awaited,
+                deadline,
+                stop,
+                pause=LONGEST_PAUSE,
+                sleep=lambda seconds: futures.wait([answer], seconds),
+            )
+        except BaseException:
+            self._late.drop()
+            raise
+
+    def _await(
+        self,
+        name: str,
+        look: Callable[[], T | None],
+        arrived: Callable[[], Collection[int]],
+        awaited: Sequence[int],
+        deadline: float,
+        stop: StopFlag | None,
+        *,
+        pause: float = SHORTEST_PAUSE,
+        longest: float = LONGEST_PAUSE,
+        sleep: Callable[[float], object] | None = None,
+    ) -> T:
         """The values that `look` finds, once all of `awaited` are in `arrived`; the pauses grow from `pause`."""
         from torch.distributed import DistNetworkError
 
@@ -180,7 +210,7 @@ class HostWaits:
                     reason = told_to_stop(stop)
                     deadline = min(deadline, waited + STOP_SECONDS)
                 late = waited >= deadline
-                if late or now - heard >= self._longest:
+                if late or now - heard >= self._heed:
                     heard = now
                     self._raise_failure(name, waited)
                 if late or now - noticed >= self._notice_seconds:
@@ -193,7 +223,7 @@ class HostWaits:
                             remedy=f"Look at the log of {missing}; allow more time if the work needs it.",
                         )
                     logger.warning("rank %d waits %.0f s for %s in %s", self.rank, waited, missing, name)
-                time.sleep(min(pause, max(0.0, deadline - waited)))
+                (sleep or time.sleep)(min(pause, max(0.0, deadline - waited)))
                 pause = min(2 * pause, longest)
         except DistNetworkError as error:
             raise RankError(
