@@ -118,7 +118,7 @@ class Rank:
         world, where = World(rank=rank, world_size=size), Whereabouts(phase="meeting")
         self._waits = HostWaits(self.store, world)  # type: ignore[arg-type]
         self._dog = Watchdog(self.store, world, where, folder, StopFlag(), limit=600.0)  # type: ignore[arg-type]
-        # A connection looks up the server's name: 64 ranks of a process that did so at once waited 5 s for the resolver.
+        # A connection looks up the server's name: 64 ranks that did so at once waited 5 s for the resolver.
         assert self._waits._late is not None
         self._waits._late.connect()
 

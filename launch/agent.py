@@ -27,12 +27,15 @@ def run(command: Sequence[str], ranks: int, port: int, restarts: int) -> int:
     rank's status (128 + N if signal N ended it), or 0. SIGTERM, SIGINT and SIGHUP tell the ranks to end, for good.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *TOLD})
-    for attempt in range(restarts + 1):
-        status, told = _attempt(command, ranks, port, attempt, mask)
-        if not status or told:
-            break
-        if attempt < restarts:
-            _say(f"the ranks start again, {attempt + 1} of {restarts}")
+    try:
+        for attempt in range(restarts + 1):
+            status, told = _attempt(command, ranks, port, attempt, mask)
+            if not status or told:
+                break
+            if attempt < restarts:
+                _say(f"the ranks start again, {attempt + 1} of {restarts}")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return status
 
 
@@ -41,7 +44,11 @@ def _attempt(command: Sequence[str], ranks: int, port: int, attempt: int, mask: 
     # Bound, and not yet listening: until rank 0 listens, the others are refused and ask again.
     with socket.socket() as meeting:
         meeting.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        meeting.bind((LOOPBACK, port))
+        try:
+            meeting.bind((LOOPBACK, port))
+        except OSError as error:
+            _say(f"The port where the ranks meet, {LOOPBACK}:{port}: {error.strerror}. Give another: --master-port P.")
+            return 2, False
         shared = {
             "WORLD_SIZE": str(ranks),
             "LOCAL_WORLD_SIZE": str(ranks),

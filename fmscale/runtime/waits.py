@@ -39,8 +39,8 @@ COLLECTOR_PAUSE = 0.05
 MARGIN_SECONDS = 60.0
 """Time that a request of the store waits beyond a wait's own deadline."""
 FEW = 8
-"""Ranks up to which each looks for the arrivals by itself. Of more, rank 0 collects and publishes one value, and no other
-looks: a thread of each waits for the value (`late_values.py`)."""
+"""Ranks up to which each looks for the arrivals by itself. Of more, rank 0 collects, and publishes one value for which
+a thread of each other rank waits (`late_values.py`)."""
 FAILED = "failed"
 NOTICE_SECONDS = 30.0
 STOP_SECONDS = 15.0

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fmscale.launch import agent
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.helpers.listeners import Place, listeners, off_loopback, other_interface
@@ -211,6 +213,13 @@ def test_a_killed_rank_is_named_and_the_ranks_start_again_as_often_as_told(tmp_p
     assert out.count("the ranks start again, 1 of 1") == 1
     assert f"rank 1 (process {second.pid}) was ended" in out
     assert seen(tmp_path, 0)["stop"] == "SIGTERM"
+
+
+def test_a_port_that_is_taken_behind_the_check_of_the_launch_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert agent.run(["true"], ranks=2, port=port, restarts=0) == 2
+    assert f"The port where the ranks meet, 127.0.0.1:{port}: Address already in use" in capfd.readouterr().err
 
 
 @pytest.mark.slow
