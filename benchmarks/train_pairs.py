@@ -123,7 +123,7 @@ def main(folder: Path, count: int, steps: int, *, foreign: bool = True) -> dict[
         length = run_length(config, batch)
         built, _ = assemble(session, batch, length, stack, lambda r: None, lambda r: None)
         loop: Loop = replace(built, saving=NoSaves())  # type: ignore[arg-type]
-        dry_run(loop, empty_batch(config, loop.loader, batch, session.device))
+        dry_run(loop, empty_batch(config, loop.loader, batch))
         step = 0
 
         def train(chosen: Loop) -> None:

@@ -1,6 +1,5 @@
 """The training samples of a run: sources, loader, tokenizer, and the limits that they set for a config."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,8 +34,6 @@ from fmscale.store.tiers.tier import Tier
 
 PASSED_ON = "sources", "seed", "window", "memory_bytes", "cache_dir", "cache_bytes", "on_corrupt", "quarantine_share"
 """Keys of `data:` that are arguments of a loader too."""
-SMALL_FORWARD = 64
-"""Tokens of a forward that only allocates."""
 LEFT_OUT = 0.02
 """Share of a source's tokens that rows may leave out without a warning."""
 
@@ -106,17 +103,12 @@ def longest_sample(config: Config) -> int | None:
     return tokens if tokens is None or longest is None else min(tokens, longest)
 
 
-def empty_batch(config: Config, loader: SampleLoader[Any], batch: BatchShape, device: str) -> SampleBatch:
-    """A forward without a sample: of the largest size where it is to compile, or to show a lack of a GPU's memory.
-
-    In an eager run on a CPU it only allocates the optimizer's state: a forward of full size would delay the start by as
-    long as a forward of the first step takes.
-    """
-    most = SMALL_FORWARD if device == "cpu" and not config.train.compile else sys.maxsize
+def empty_batch(config: Config, loader: SampleLoader[Any], batch: BatchShape) -> SampleBatch:
+    """A forward of the largest size without a sample."""
     if isinstance(loader, FlatLoader):
         assert batch.forward_tokens is not None, "the loader was opened with it"
-        return loader.filler(min(batch.forward_tokens, most))
-    return fillers(batch.micro_batch, min(config.data.sequence_length, max(1, most // batch.micro_batch)))
+        return loader.filler(batch.forward_tokens)
+    return fillers(batch.micro_batch, config.data.sequence_length)
 
 
 @contextmanager

@@ -110,7 +110,8 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     loop, restored = assemble(session, batch, length, stack, show, event)
     saving = loop.saving
     with device_memory(config, batch, session.device, _state_bytes(config, loop.engine.module, batch, session.device)):
-        dry_run(loop, empty_batch(config, loop.loader, batch, session.device), dry_forwards(batch, session.device))
+        if forwards := dry_forwards(config.train.compile, batch, session.device):
+            dry_run(loop, empty_batch(config, loop.loader, batch), forwards)
         where.phase = "restore"
         length = restored()
         saving.prepare()

@@ -121,7 +121,7 @@ def test_time_that_is_up_stops_with_a_checkpoint(path: Path) -> None:
 
 def assert_told(first: dict[str, Any], other: dict[str, Any]) -> None:
     """Only rank 0 reports the begin, the run, and progress from the first step on."""
-    start = ["meeting", "checking the config", "opening the data", "building the model", "dry run", "restore"]
+    start = ["meeting", "checking the config", "opening the data", "building the model", "restore"]
     assert first["phases"] == [*start, *["train", "evaluate"] * 2, "train", "save", "waiting for the last save"]
     opened, *later = first["events"]
     assert (opened["event"], opened["device"], opened["vocab_size"]) == ("opened", "cpu", 272)

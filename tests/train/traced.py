@@ -19,7 +19,7 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
     """Train as this rank of the test's ranks. Events in order: `forward` with (tokens, weights, losses),
     `update` with the rates that the optimizer used, `restored` with the number of earlier updates.
 
-    A save by the clock is due at every step, if the config has such saves.
+    The run begins with a dry run, as on a GPU. A save by the clock is due at every step, if the config has such saves.
     """
     from fmscale.data.loader import Loader
     from fmscale.train.engine.deepspeed import DeepSpeedEngine
@@ -56,6 +56,7 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
             (Loader, "__next__", following),
         ):
             patch.setattr(owner, name, partialmethod(around, getattr(owner, name)))
+        patch.setattr("fmscale.train.run.dry_forwards", lambda *args: 1)
         # A constant replaces the clock.
         patch.setattr(Saving, "clock_due", config.checkpoint.every_seconds is not None)
         run_training(config, show=lambda record: None, event=lambda record: None)

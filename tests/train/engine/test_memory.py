@@ -49,6 +49,6 @@ def test_other_errors_pass() -> None:
 
 def test_a_dry_run_has_a_second_forward_on_a_gpu_where_steps_have_several() -> None:
     single = dataclasses.replace(BATCH, accumulation=1)
-    assert [dry_forwards(batch, "cuda:0") for batch in (BATCH, single)] == [2, 1]
-    assert dry_forwards(dataclasses.replace(single, forward_tokens=64), "cuda:0") == 2
-    assert dry_forwards(BATCH, "cpu") == 1
+    assert [dry_forwards(None, batch, "cuda:0") for batch in (BATCH, single)] == [2, 1]
+    assert dry_forwards(None, dataclasses.replace(single, forward_tokens=64), "cuda:0") == 2
+    assert [dry_forwards(compiled, BATCH, "cpu") for compiled in (None, False, True)] == [0, 0, 1]
