@@ -22,6 +22,7 @@ from fmscale.runtime.waits import name_ranks
 FILE_NAME = "watch.json"
 FORMAT_VERSION = 1
 PACKAGE = f"{os.sep}fmscale{os.sep}"
+COLLECTIVES = os.path.join("torch", "distributed", "distributed_c10d.py")
 SHOWN = 4
 """Groups of ranks in a sentence."""
 
@@ -53,7 +54,8 @@ class Pace:
         before, then = self._last
         if step != before:
             if step is not None and before is not None and step > before:
-                self._steps.append((now - then) / (step - before))
+                # A look at 40 short steps counts 40 times: else a few steps of a rank that turned slow became the pace.
+                self._steps.extend([(now - then) / (step - before)] * (step - before))
             self._last = step, now
 
     @property
@@ -116,13 +118,17 @@ def read_watched(folder: Path) -> tuple[float, list[dict[str, Any]]]:
 
 
 def _main_place() -> str:
-    """The innermost line of fmscale that the main thread is in, such as "train/loop.py:75 run_loop"."""
+    """The innermost line of fmscale that the main thread is in, such as "train/loop.py:75 run_loop", and the collective
+    in which it waits there: a rank that others wait for is often in the same line, and in none.
+    """
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    waits = frame.f_code if frame is not None and frame.f_code.co_filename.endswith(COLLECTIVES) else None
     while frame is not None and PACKAGE not in frame.f_code.co_filename:
         frame = frame.f_back
     if frame is None:
         return ""
-    return f"{frame.f_code.co_filename.rpartition(PACKAGE)[2]}:{frame.f_lineno} {frame.f_code.co_name}"
+    place = f"{frame.f_code.co_filename.rpartition(PACKAGE)[2]}:{frame.f_lineno} {frame.f_code.co_name}"
+    return f"{place}, in {waits.co_name}" if waits else place
 
 
 def lagging(states: Sequence[Mapping[str, Any]]) -> list[int]:
