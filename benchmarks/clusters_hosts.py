@@ -38,6 +38,17 @@ SETTINGS = (
 )
 
 
+BESIDE_PYTHON = "beside"
+"""Folder of modules that each host's Python finds; empty but for a late clock."""
+CLOCK = """import os, sys, time
+_now = time.time
+time.time = lambda: _now() - 3600.0
+if "RANK" in os.environ:
+    print("the clock of rank", os.environ["RANK"], "is an hour late", file=sys.stderr)
+"""
+"""`sitecustomize.py` of a host whose clock is late."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """A fault of the last host, and the words by which the other ranks name it."""
@@ -48,10 +59,6 @@ class Fault:
     """Acts while the ranks train: takes the hosts, the last host's name and the folder."""
     before: Callable[[NetHosts, str, Path], object] | None = None
     """Acts before the start."""
-    settings: Sequence[str] = ()
-    """Overrides of the last host."""
-    clock: float = 0.0
-    """Seconds by which the last host's clock is late."""
     steps: int = 2
     """Steps before it: the watchdog compares with the steps that it has seen."""
     ends: bool = True
@@ -64,6 +71,21 @@ class Fault:
 
 def _without_store(hosts: NetHosts, host: str, folder: Path) -> None:
     hosts.run(host, f"mount -t tmpfs none {folder}/store")
+
+
+def _other_config(hosts: NetHosts, host: str, folder: Path) -> None:
+    """The host has another copy of the config."""
+    other = hosts.folder / "other.yaml"
+    other.write_text((folder / "run.yaml").read_text() + "optimizer: {lr: 0.5}\n")
+    hosts.run(host, f"mount --bind {other} {folder}/run.yaml")
+
+
+def _late_clock(hosts: NetHosts, host: str, folder: Path) -> None:
+    """The Python of the host is late: its kernel's clock is that of all hosts."""
+    late = hosts.folder / "late"
+    late.mkdir()
+    (late / "sitecustomize.py").write_text(CLOCK)
+    hosts.run(host, f"mount --bind {late} {folder}/{BESIDE_PYTHON}")
 
 
 def _without_name(hosts: NetHosts, host: str, folder: Path) -> None:
@@ -81,21 +103,20 @@ FAULTS = {
         words=r"rank {rank} on {host} told nothing for \d+ s: its host gives no answer|gave no answer for \d+ s",
         strike=lambda hosts, host, folder: hosts.cut(host),
     ),
-    "another config": Fault(
-        words=r"optimizer\.lr: 0\.5 for rank {rank}, ", settings=["optimizer.lr=0.5"], torchrun_only=True
-    ),
+    "another config": Fault(words=r"optimizer\.lr: 0\.5 for rank {rank}, ", before=_other_config),
     "stopped": Fault(
         words=r"rank {rank} on {host} told nothing for \d+ s: its host answers, so it was killed or stopped",
         strike=lambda hosts, host, folder: hosts.signal(host, signal.SIGSTOP),
     ),
     "slow": Fault(
         words=r"(takes \d+ s so far|no end of train at step).*rank {rank} on {host} is at step",
-        strike=lambda hosts, host, folder: hosts.throttle(host, 0.01),
+        # A step of this model takes 40 ms of CPU time: then 10 s, above ten steps of busy cores and two looks.
+        strike=lambda hosts, host, folder: hosts.throttle(host, 0.004),
         ends=False,
         steps=30,
     ),
     "without the store": Fault(words=r"rank {rank} on {host} failed .*(no such folder|store)", before=_without_store),
-    "another clock": Fault(words="", clock=3600.0, ends=False, torchrun_only=True),
+    "another clock": Fault(words="the clock of rank {rank} is an hour late", before=_late_clock, ends=False),
     # The others cannot hear of it: they wait for the node, up to the 600 s of the meeting.
     "a name that does not resolve": Fault(
         words=r"{first}, the node where all meet, does not resolve on {host}",
@@ -106,12 +127,6 @@ FAULTS = {
 }
 QUICK = ("killed", "cut off", "another config")
 
-CLOCK = """import time
-_now = time.time
-time.time = lambda: _now() - {late}
-"""
-"""`sitecustomize.py` of a host whose clock is late: its kernel's clock is that of all hosts."""
-
 
 def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]:
     """A run with a fault: seconds until the last of the other ranks ended, and how it went."""
@@ -119,15 +134,12 @@ def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]
     with NetHosts(count, ssh=launcher == "deepspeed") as hosts:
         host, others = hosts.names[-1], hosts.names[:-1]
         words = fault.words.format(host=host, rank=count - 1, first=hosts.names[0])
-        variables = {}
-        if fault.clock:
-            (folder / "clock").mkdir()
-            (folder / "clock" / "sitecustomize.py").write_text(CLOCK.format(late=fault.clock))
-            variables[host] = {"PYTHONPATH": str(folder / "clock")}
+        (folder / BESIDE_PYTHON).mkdir(exist_ok=True)
+        variables = {name: {"PYTHONPATH": str(folder / BESIDE_PYTHON)} for name in hosts.names}
         if fault.before:
             fault.before(hosts, host, folder)
         began = time.monotonic()
-        started = launch(hosts, folder, run, launcher, SETTINGS, {host: fault.settings}, variables=variables)
+        started = launch(hosts, folder, run, launcher, SETTINGS, variables=variables)
         try:
             if fault.strike or not fault.ends:
                 if not started.until(hosts, lambda: _trains(started, count, fault.steps), START_SECONDS):
@@ -166,7 +178,7 @@ def _ended(started: HostRun, hosts: NetHosts, name: str, words: str, began: floa
         "hung": [host for host in shown if started.launchers[host].poll() is None],
         "ended": seconds,
         "named by": named,
-        "words": started.failure() or next(iter(re.findall(f".*{words}.*", _last(started, others))), ""),
+        "words": started.failure() or _line(words, _last(started, others)),
     }
 
 
@@ -174,9 +186,11 @@ def _goes_on(started: HostRun, hosts: NetHosts, name: str, words: str, began: fl
     """All ranks take steps, and the watchdog's lines name the slow host."""
     first, count = max(started.steps()), len(hosts.names)
 
+    def line() -> str:
+        return _line(words, "".join(started.said(host) for host in started.launchers))
+
     def seen() -> bool:
-        said = "".join(started.said(host) for host in started.launchers)
-        return _trains(started, count, first + 1) and re.search(words, said) is not None
+        return _trains(started, count, first + 1) and bool(line())
 
     went_on = started.until(hosts, lambda: seen() or bool(started.ended), PATIENCE)
     return {
@@ -184,8 +198,7 @@ def _goes_on(started: HostRun, hosts: NetHosts, name: str, words: str, began: fl
         "value": round(time.monotonic() - began, 1),
         "ok": went_on and not started.ended,
         "ended": {rank: round(at - began, 1) for rank, at in started.ended.items()},
-        "words": started.failure()
-        or next(iter(re.findall(f".*{words}.*" if words else "$", started.said(hosts.names[0]))), ""),
+        "words": started.failure() or line(),
         "lagging": _lagging(started),
     }
 
@@ -200,6 +213,12 @@ def _lagging(started: HostRun) -> list[int]:
         return lagging(read_watched(started.folder / "runs" / started.run)[1])
     except FmscaleError:
         return []
+
+
+def _line(words: str, said: str) -> str:
+    """The first line with a pattern; empty without one."""
+    found = re.search(f".*({words}).*", said)
+    return found.group() if found else ""
 
 
 def _last(started: HostRun, hosts: Sequence[str]) -> str:
