@@ -63,10 +63,8 @@ class Fault:
     """Steps before it: the watchdog compares with the steps that it has seen."""
     ends: bool = True
     """False if the run must go on."""
-    alone: bool = False
-    """True if only the last host ends by itself, before it has met another."""
-    torchrun_only: bool = False
-    """True for a fault that deepspeed's launcher, with one command for all hosts, cannot have."""
+    alone: str = ""
+    """Launcher under which only the last host ends soon, before it has met another."""
 
 
 def _without_store(hosts: NetHosts, host: str, folder: Path) -> None:
@@ -117,12 +115,12 @@ FAULTS = {
     ),
     "without the store": Fault(words=r"rank {rank} on {host} failed .*(no such folder|store)", before=_without_store),
     "another clock": Fault(words="the clock of rank {rank} is an hour late", before=_late_clock, ends=False),
-    # The others cannot hear of it: they wait for the node, up to the 600 s of the meeting.
+    # Agents of torchrun cannot hear of it: they wait for the node, up to the 600 s of their meeting. Ranks of deepspeed
+    # meet by themselves, within `train.comm_seconds`.
     "a name that does not resolve": Fault(
         words=r"{first}, the node where all meet, does not resolve on {host}",
         before=_without_name,
-        torchrun_only=True,
-        alone=True,
+        alone="torchrun",
     ),
 }
 QUICK = ("killed", "cut off", "another config")
@@ -157,7 +155,7 @@ def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]
 def _ended(started: HostRun, hosts: NetHosts, name: str, words: str, began: float) -> dict[str, Any]:
     """The other ranks end by themselves, and each launcher of theirs names the cause."""
     victim, others = hosts.names[-1], hosts.names[:-1]
-    if FAULTS[name].alone:
+    if FAULTS[name].alone == started.run.partition("-")[0]:
         victim, others = "", [victim]
     shown = [host for host in others if host in started.launchers]
 
@@ -235,11 +233,7 @@ def host_claims(*, quick: bool, say: Callable[[str], None] = print) -> list[Clai
         folder.mkdir()
         prepare(folder)
         for launcher, count in places:
-            names = [
-                name
-                for name, fault in FAULTS.items()
-                if (not quick or name in QUICK) and not (fault.torchrun_only and launcher != "torchrun")
-            ]
+            names = [name for name in FAULTS if not quick or name in QUICK]
             runs = []
             for name in [] if reason else names:
                 runs.append(struck(folder, launcher, count, name))
