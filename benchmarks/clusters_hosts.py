@@ -107,7 +107,7 @@ FAULTS = {
         strike=lambda hosts, host, folder: hosts.signal(host, signal.SIGSTOP),
     ),
     "slow": Fault(
-        words=r"(takes \d+ s so far|no end of train at step).*rank {rank} on {host} is at step",
+        words=r"(takes \d+ s so far|no end of train at step).*rank {rank} on {host} (is at step|worked)",
         # A step of this model takes 40 ms of CPU time: then 10 s, above ten steps of busy cores and two looks.
         strike=lambda hosts, host, folder: hosts.throttle(host, 0.004),
         ends=False,

@@ -30,14 +30,14 @@ from fmscale.runtime.peers import Peers, identity
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.watchdog import Watchdog
-from fmscale.runtime.watched import Pace, lagging, read_watched, state_of, tell_places, write_watched
+from fmscale.runtime.watched import Pace, Work, lagging, read_watched, state_of, tell_places, write_watched
 from fmscale.runtime.world import World, read_world
 from tests.helpers.ranks import RankDied, run_ranks
 
 
 def state(rank: int, step: int, phase: str = "train", place: str = "train/loop.py:80 run_loop") -> dict[str, object]:
     told = {"rank": rank, "host": "a", "step": step, "phase": phase, "seconds": 3.0, "place": place}
-    return {**told, "seeks": False}
+    return {**told, "worked": 0.0, "seeks": False}
 
 
 def test_the_ranks_that_others_wait_for_are_told_first() -> None:
@@ -48,6 +48,9 @@ def test_the_ranks_that_others_wait_for_are_told_first() -> None:
         "ranks 0, 1, 2 on a are at step 7 in train, train/loop.py:80 run_loop"
     )
     assert tell_places([state(0, 7), state(1, 7, place="data/ahead.py:3 get")]).startswith("rank 0 on a is at")
+    worked = "rank 1 on a worked 5 s, and the others 2 s or less; ranks 0, 1 on a are at step 7"
+    assert tell_places([{**state(0, 7), "worked": 2.0}, {**state(1, 7), "worked": 5.0}]).startswith(worked)
+    assert tell_places([{**state(0, 7), "worked": 3.0}, {**state(1, 7), "worked": 5.0}]).startswith("ranks 0, 1 on a")
 
 
 def test_the_pace_is_that_of_the_steps_between_looks() -> None:
@@ -56,6 +59,14 @@ def test_the_pace_is_that_of_the_steps_between_looks() -> None:
     for step, now in ((None, 0.0), (1, 50.0), (1, 52.0), (3, 54.0), (3, 55.0), (4, 60.0)):
         pace.count(step, now)
     assert pace.median == 2.0
+
+
+def test_the_work_of_a_step_is_counted_from_its_begin() -> None:
+    work, seconds = Work(), []
+    for moved, now in ((10.0, 12.0), (10.0, 13.0), (13.5, 14.0)):
+        work.count(moved, now)
+        seconds.append(work.seconds)
+    assert seconds == [2.0, 3.0, 0.5]
 
 
 def test_states_are_one_file_and_anything_else_is_refused(tmp_path: Path) -> None:
@@ -225,9 +236,12 @@ def deaf(rank: int, size: int, folder: str) -> None:
 
 
 def stop_in_a_collective(where: Whereabouts) -> None:
-    while not state_of(0, where)["place"].endswith(" total, in all_reduce"):
+    while not state_of(0, where, 0.0)["place"].endswith(" total, in all_reduce"):
         time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
+    work = Work()
+    work.count(1.0, 9.0)
+    if work.seconds == 0.0:  # it waits, and does not work
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_rank_in_a_call_that_does_not_return_obeys_a_stop(tmp_path: Path) -> None:
