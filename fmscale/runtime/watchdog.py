@@ -24,7 +24,7 @@ from fmscale.runtime.failure import Whereabouts, failure_report, write_first
 from fmscale.runtime.peers import Peers
 from fmscale.runtime.stop import STOP_SIGNALS, StopFlag
 from fmscale.runtime.waits import HostWaits
-from fmscale.runtime.watched import Beats, Pace, Work, state_of, tell_places, write_stacks, write_watched
+from fmscale.runtime.watched import Beats, Pace, WorkTime, state_of, tell_places, write_stacks, write_watched
 from fmscale.runtime.world import World
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Watchdog:
         """Time and words of a failure of another rank."""
         self._told: tuple[float, str] | None = None
         """Time and name of the first stop signal."""
-        self._pace, self._work, self._beats, self._explained = Pace(), Work(), Beats(), 0.0
+        self._pace, self._work, self._beats, self._explained = Pace(), WorkTime(), Beats(), 0.0
         self._slowest = 0.0
         """Seconds of the slowest step that was told."""
         self._lock, self._closed, self._leaving = threading.Lock(), False, False

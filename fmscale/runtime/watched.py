@@ -30,7 +30,7 @@ SHOWN = 4
 
 
 def state_of(rank: int, where: Whereabouts, worked: float) -> dict[str, Any]:
-    """State of this process. `seconds` are those in its phase or step, `worked` those of them that `Work` has counted,
+    """State of this process. `seconds` are those in its phase or step, `worked` those that `WorkTime` has counted,
     `place` is the line that its main thread is in, `seeks` is True if it lost another rank and does not know why.
     """
     return {
@@ -67,7 +67,7 @@ class Pace:
         return statistics.median(self._steps) if self._steps else 0.0
 
 
-class Work:
+class WorkTime:
     """Counts the `seconds` of a phase or step in which looks found the main thread at work, and not in a wait for other
     ranks. A slow rank works while others wait for it; then all are in the collective, in which its host is slow too.
     """

@@ -30,7 +30,7 @@ from fmscale.runtime.peers import Peers, identity
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.watchdog import Watchdog
-from fmscale.runtime.watched import Pace, Work, lagging, read_watched, state_of, tell_places, write_watched
+from fmscale.runtime.watched import Pace, WorkTime, lagging, read_watched, state_of, tell_places, write_watched
 from fmscale.runtime.world import World, read_world
 from tests.helpers.ranks import RankDied, run_ranks
 
@@ -62,7 +62,7 @@ def test_the_pace_is_that_of_the_steps_between_looks() -> None:
 
 
 def test_the_work_of_a_step_is_counted_from_its_begin() -> None:
-    work, seconds = Work(), []
+    work, seconds = WorkTime(), []
     for moved, now in ((10.0, 12.0), (10.0, 13.0), (13.5, 14.0)):
         work.count(moved, now)
         seconds.append(work.seconds)
@@ -238,7 +238,7 @@ def deaf(rank: int, size: int, folder: str) -> None:
 def stop_in_a_collective(where: Whereabouts) -> None:
     while not state_of(0, where, 0.0)["place"].endswith(" total, in all_reduce"):
         time.sleep(0.01)
-    work = Work()
+    work = WorkTime()
     work.count(1.0, 9.0)
     if work.seconds == 0.0:  # it waits, and does not work
         os.kill(os.getpid(), signal.SIGTERM)
