@@ -38,6 +38,17 @@ SETTINGS = (
 )
 
 
+BESIDE_PYTHON = "beside"
+"""Folder of modules that each host's Python finds; empty but for a late clock."""
+CLOCK = """import os, sys, time
+_now = time.time
+time.time = lambda: _now() - 3600.0
+if "RANK" in os.environ:
+    print("the clock of rank", os.environ["RANK"], "is an hour late", file=sys.stderr)
+"""
+"""`sitecustomize.py` of a host whose clock is late."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """A fault of the last host, and the words by which the other ranks name it."""
@@ -48,22 +59,31 @@ class Fault:
     """Acts while the ranks train: takes the hosts, the last host's name and the folder."""
     before: Callable[[NetHosts, str, Path], object] | None = None
     """Acts before the start."""
-    settings: Sequence[str] = ()
-    """Overrides of the last host."""
-    clock: float = 0.0
-    """Seconds by which the last host's clock is late."""
     steps: int = 2
     """Steps before it: the watchdog compares with the steps that it has seen."""
     ends: bool = True
     """False if the run must go on."""
-    alone: bool = False
-    """True if only the last host ends by itself, before it has met another."""
-    torchrun_only: bool = False
-    """True for a fault that deepspeed's launcher, with one command for all hosts, cannot have."""
+    alone: str = ""
+    """Launcher under which only the last host ends soon, before it has met another."""
 
 
 def _without_store(hosts: NetHosts, host: str, folder: Path) -> None:
     hosts.run(host, f"mount -t tmpfs none {folder}/store")
+
+
+def _other_config(hosts: NetHosts, host: str, folder: Path) -> None:
+    """The host has another copy of the config."""
+    other = hosts.folder / "other.yaml"
+    other.write_text((folder / "run.yaml").read_text() + "optimizer: {lr: 0.5}\n")
+    hosts.run(host, f"mount --bind {other} {folder}/run.yaml")
+
+
+def _late_clock(hosts: NetHosts, host: str, folder: Path) -> None:
+    """The Python of the host is late: its kernel's clock is that of all hosts."""
+    late = hosts.folder / "late"
+    late.mkdir()
+    (late / "sitecustomize.py").write_text(CLOCK)
+    hosts.run(host, f"mount --bind {late} {folder}/{BESIDE_PYTHON}")
 
 
 def _without_name(hosts: NetHosts, host: str, folder: Path) -> None:
@@ -81,36 +101,29 @@ FAULTS = {
         words=r"rank {rank} on {host} told nothing for \d+ s: its host gives no answer|gave no answer for \d+ s",
         strike=lambda hosts, host, folder: hosts.cut(host),
     ),
-    "another config": Fault(
-        words=r"optimizer\.lr: 0\.5 for rank {rank}, ", settings=["optimizer.lr=0.5"], torchrun_only=True
-    ),
+    "another config": Fault(words=r"optimizer\.lr: 0\.5 for rank {rank}, ", before=_other_config),
     "stopped": Fault(
         words=r"rank {rank} on {host} told nothing for \d+ s: its host answers, so it was killed or stopped",
         strike=lambda hosts, host, folder: hosts.signal(host, signal.SIGSTOP),
     ),
     "slow": Fault(
-        words=r"(takes \d+ s so far|no end of train at step).*rank {rank} on {host} is at step",
-        strike=lambda hosts, host, folder: hosts.throttle(host, 0.01),
+        words=r"(takes \d+ s so far|no end of train at step).*rank {rank} on {host} (is at step|worked)",
+        # A step of this model takes 40 ms of CPU time: then 10 s, above ten steps of busy cores and two looks.
+        strike=lambda hosts, host, folder: hosts.throttle(host, 0.004),
         ends=False,
         steps=30,
     ),
     "without the store": Fault(words=r"rank {rank} on {host} failed .*(no such folder|store)", before=_without_store),
-    "another clock": Fault(words="", clock=3600.0, ends=False, torchrun_only=True),
-    # The others cannot hear of it: they wait for the node, up to the 600 s of the meeting.
+    "another clock": Fault(words="the clock of rank {rank} is an hour late", before=_late_clock, ends=False),
+    # Agents of torchrun cannot hear of it: they wait for the node, up to the 600 s of their meeting. Ranks of deepspeed
+    # meet by themselves, within `train.comm_seconds`.
     "a name that does not resolve": Fault(
         words=r"{first}, the node where all meet, does not resolve on {host}",
         before=_without_name,
-        torchrun_only=True,
-        alone=True,
+        alone="torchrun",
     ),
 }
 QUICK = ("killed", "cut off", "another config")
-
-CLOCK = """import time
-_now = time.time
-time.time = lambda: _now() - {late}
-"""
-"""`sitecustomize.py` of a host whose clock is late: its kernel's clock is that of all hosts."""
 
 
 def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]:
@@ -119,15 +132,12 @@ def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]
     with NetHosts(count, ssh=launcher == "deepspeed") as hosts:
         host, others = hosts.names[-1], hosts.names[:-1]
         words = fault.words.format(host=host, rank=count - 1, first=hosts.names[0])
-        variables = {}
-        if fault.clock:
-            (folder / "clock").mkdir()
-            (folder / "clock" / "sitecustomize.py").write_text(CLOCK.format(late=fault.clock))
-            variables[host] = {"PYTHONPATH": str(folder / "clock")}
+        (folder / BESIDE_PYTHON).mkdir(exist_ok=True)
+        variables = {name: {"PYTHONPATH": str(folder / BESIDE_PYTHON)} for name in hosts.names}
         if fault.before:
             fault.before(hosts, host, folder)
         began = time.monotonic()
-        started = launch(hosts, folder, run, launcher, SETTINGS, {host: fault.settings}, variables=variables)
+        started = launch(hosts, folder, run, launcher, SETTINGS, variables=variables)
         try:
             if fault.strike or not fault.ends:
                 if not started.until(hosts, lambda: _trains(started, count, fault.steps), START_SECONDS):
@@ -145,7 +155,7 @@ def struck(folder: Path, launcher: str, count: int, name: str) -> dict[str, Any]
 def _ended(started: HostRun, hosts: NetHosts, name: str, words: str, began: float) -> dict[str, Any]:
     """The other ranks end by themselves, and each launcher of theirs names the cause."""
     victim, others = hosts.names[-1], hosts.names[:-1]
-    if FAULTS[name].alone:
+    if FAULTS[name].alone == started.run.partition("-")[0]:
         victim, others = "", [victim]
     shown = [host for host in others if host in started.launchers]
 
@@ -166,7 +176,7 @@ def _ended(started: HostRun, hosts: NetHosts, name: str, words: str, began: floa
         "hung": [host for host in shown if started.launchers[host].poll() is None],
         "ended": seconds,
         "named by": named,
-        "words": started.failure() or next(iter(re.findall(f".*{words}.*", _last(started, others))), ""),
+        "words": started.failure() or _line(words, _last(started, others)),
     }
 
 
@@ -174,9 +184,11 @@ def _goes_on(started: HostRun, hosts: NetHosts, name: str, words: str, began: fl
     """All ranks take steps, and the watchdog's lines name the slow host."""
     first, count = max(started.steps()), len(hosts.names)
 
+    def line() -> str:
+        return _line(words, "".join(started.said(host) for host in started.launchers))
+
     def seen() -> bool:
-        said = "".join(started.said(host) for host in started.launchers)
-        return _trains(started, count, first + 1) and re.search(words, said) is not None
+        return _trains(started, count, first + 1) and bool(line())
 
     went_on = started.until(hosts, lambda: seen() or bool(started.ended), PATIENCE)
     return {
@@ -184,8 +196,7 @@ def _goes_on(started: HostRun, hosts: NetHosts, name: str, words: str, began: fl
         "value": round(time.monotonic() - began, 1),
         "ok": went_on and not started.ended,
         "ended": {rank: round(at - began, 1) for rank, at in started.ended.items()},
-        "words": started.failure()
-        or next(iter(re.findall(f".*{words}.*" if words else "$", started.said(hosts.names[0]))), ""),
+        "words": started.failure() or line(),
         "lagging": _lagging(started),
     }
 
@@ -202,6 +213,12 @@ def _lagging(started: HostRun) -> list[int]:
         return []
 
 
+def _line(words: str, said: str) -> str:
+    """The first line with a pattern; empty without one."""
+    found = re.search(f".*({words}).*", said)
+    return found.group() if found else ""
+
+
 def _last(started: HostRun, hosts: Sequence[str]) -> str:
     return "\n".join(started.said(host)[-2000:] for host in hosts if host in started.launchers)
 
@@ -216,11 +233,7 @@ def host_claims(*, quick: bool, say: Callable[[str], None] = print) -> list[Clai
         folder.mkdir()
         prepare(folder)
         for launcher, count in places:
-            names = [
-                name
-                for name, fault in FAULTS.items()
-                if (not quick or name in QUICK) and not (fault.torchrun_only and launcher != "torchrun")
-            ]
+            names = [name for name in FAULTS if not quick or name in QUICK]
             runs = []
             for name in [] if reason else names:
                 runs.append(struck(folder, launcher, count, name))

@@ -19,7 +19,7 @@ from fmscale.errors import ConfigError, RankError
 from fmscale.runtime import variables
 from fmscale.runtime.mpi import import_mpi
 from fmscale.runtime.stop import StopFlag
-from fmscale.runtime.tcp_store import LOOPBACK, serve_store, warn_of_loopback
+from fmscale.runtime.tcp_store import LOOPBACK, refuse_name, serve_store, warn_of_loopback
 from fmscale.runtime.waits import LONGEST_PAUSE, NOTICE_SECONDS, STOP_SECONDS, told_to_stop
 from fmscale.runtime.world import World
 
@@ -46,8 +46,8 @@ def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = No
 
     Rank 0 serves the store at `world.master`, or at that port of loopback if all ranks are on one node, unless the
     launcher serves it. A single process keeps the store in its own memory and opens no port.
-    Raises ConfigError if the port is taken, RankError if rank 0 is not reached within `deadline` seconds, or within
-    STOP_SECONDS after `stop` was set.
+    Raises ConfigError if the port is taken or the name of rank 0's node does not resolve, RankError if rank 0 is not
+    reached within `deadline` seconds, or within STOP_SECONDS after `stop` was set.
     """
     from torch.distributed import HashStore  # type: ignore[attr-defined]
     from torch.distributed.distributed_c10d import PrefixStore
@@ -125,7 +125,7 @@ def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag |
     begin = noticed = time.monotonic()
     patience, reason = deadline, ""
     # TCPStore could wait by itself, but it logs nothing meanwhile, and no signal handler runs.
-    while problem := _no_answer(host, port):
+    while problem := _no_answer(host, port, begin):
         waited = time.monotonic() - begin
         if stop and not reason:
             reason = told_to_stop(stop)
@@ -142,11 +142,15 @@ def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag |
         raise _unreached(world, f"{host}:{port}", f"{deadline:.0f} s") from error
 
 
-def _no_answer(host: str, port: int) -> str:
-    """Reason why no process answers at the port, such as a name that does not resolve; empty if a process listens."""
+def _no_answer(host: str, port: int, begin: float) -> str:
+    """Reason why no process answers at the port; empty if a process listens. Raises ConfigError for a name that has not
+    resolved for NAME_SECONDS since `begin`.
+    """
     try:
         socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
     except OSError as error:
+        if isinstance(error, socket.gaierror):
+            refuse_name(host, error, time.monotonic() - begin)
         return error.strerror or str(error)
     return ""
 

@@ -86,19 +86,24 @@ def await_name(host: str) -> None:
     """Wait until the name of the node where all meet resolves here: that of a pod does only once it runs. Raises
     ConfigError after NAME_SECONDS.
     """
-    deadline = time.monotonic() + NAME_SECONDS
+    begin = time.monotonic()
     while True:
         try:
             socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             return
         except OSError as error:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{host}, the node where all meet, does not resolve on {socket.gethostname()}",
-                    found=f"{error.strerror} for {NAME_SECONDS:.0f} s",
-                    remedy="Add it to the name service or to /etc/hosts of this node, or give its address.",
-                ) from error
+            refuse_name(host, error, time.monotonic() - begin)
         time.sleep(1.0)
+
+
+def refuse_name(host: str, error: OSError, waited: float) -> None:
+    """Raise ConfigError for the name of the node where all meet after NAME_SECONDS without an address."""
+    if waited > NAME_SECONDS:
+        raise ConfigError(
+            f"{host}, the node where all meet, does not resolve on {socket.gethostname()}",
+            found=f"{error.strerror} for {NAME_SECONDS:.0f} s",
+            remedy="Add it to the name service or to /etc/hosts of this node, or give its address.",
+        ) from error
 
 
 def warn_of_loopback(host: str) -> None:

@@ -24,7 +24,7 @@ from fmscale.runtime.failure import Whereabouts, failure_report, write_first
 from fmscale.runtime.peers import Peers
 from fmscale.runtime.stop import STOP_SIGNALS, StopFlag
 from fmscale.runtime.waits import HostWaits
-from fmscale.runtime.watched import Beats, Pace, state_of, tell_places, write_stacks, write_watched
+from fmscale.runtime.watched import Beats, Pace, WorkTime, state_of, tell_places, write_stacks, write_watched
 from fmscale.runtime.world import World
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Watchdog:
         """Time and words of a failure of another rank."""
         self._told: tuple[float, str] | None = None
         """Time and name of the first stop signal."""
-        self._pace, self._beats, self._explained = Pace(), Beats(), 0.0
+        self._pace, self._work, self._beats, self._explained = Pace(), WorkTime(), Beats(), 0.0
         self._slowest = 0.0
         """Seconds of the slowest step that was told."""
         self._lock, self._closed, self._leaving = threading.Lock(), False, False
@@ -147,6 +147,7 @@ class Watchdog:
 
         now = self._asks = time.monotonic()
         self._pace.count(self._where.step, now)
+        self._work.count(self._where.moved, now)
         slow = SLOW * self._pace.median
         try:
             failure = self._waits.failure()
@@ -186,7 +187,8 @@ class Watchdog:
             self._waits.report(end)
 
     def _tell_state(self) -> None:
-        self._store.set(f"watch/{self._world.rank}", json.dumps(state_of(self._world.rank, self._where)))
+        state = state_of(self._world.rank, self._where, self._work.seconds)
+        self._store.set(f"watch/{self._world.rank}", json.dumps(state))
 
     def _look_after(self) -> None:
         """Write the states of all ranks, and report a rank that tells none any more."""

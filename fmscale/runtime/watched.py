@@ -22,13 +22,16 @@ from fmscale.runtime.waits import name_ranks
 FILE_NAME = "watch.json"
 FORMAT_VERSION = 1
 PACKAGE = f"{os.sep}fmscale{os.sep}"
+COLLECTIVES = os.path.join("torch", "distributed", "distributed_c10d.py")
+WAITS = (COLLECTIVES, *(os.path.join("fmscale", "runtime", name) for name in ("collectives.py", "waits.py")))
+"""Files whose code waits for other ranks."""
 SHOWN = 4
 """Groups of ranks in a sentence."""
 
 
-def state_of(rank: int, where: Whereabouts) -> dict[str, Any]:
-    """State of this process. `seconds` are those in its phase or step, `place` the line that its main thread is in,
-    `seeks` is True if it lost another rank and does not know why.
+def state_of(rank: int, where: Whereabouts, worked: float) -> dict[str, Any]:
+    """State of this process. `seconds` are those in its phase or step, `worked` those that `WorkTime` has counted,
+    `place` is the line that its main thread is in, `seeks` is True if it lost another rank and does not know why.
     """
     return {
         "rank": rank,
@@ -36,6 +39,7 @@ def state_of(rank: int, where: Whereabouts) -> dict[str, Any]:
         "step": where.step,
         "phase": where.phase,
         "seconds": time.monotonic() - where.moved,
+        "worked": worked,
         "place": _main_place(),
         "seeks": where.seeks,
     }
@@ -53,13 +57,33 @@ class Pace:
         before, then = self._last
         if step != before:
             if step is not None and before is not None and step > before:
-                self._steps.append((now - then) / (step - before))
+                # A look at 40 short steps counts 40 times: else a few steps of a rank that turned slow became the pace.
+                self._steps.extend([(now - then) / (step - before)] * (step - before))
             self._last = step, now
 
     @property
     def median(self) -> float:
         """Seconds of the median step; 0 before the first has ended."""
         return statistics.median(self._steps) if self._steps else 0.0
+
+
+class WorkTime:
+    """Counts the `seconds` of a phase or step in which looks found the main thread at work, and not in a wait for other
+    ranks. A slow rank works while others wait for it; then all are in the collective, in which its host is slow too.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._moved, self._last = 0.0, 0.0
+
+    def count(self, moved: float, now: float) -> None:
+        """Note where the main thread is at the time `now`, in a phase or step that began at `moved`."""
+        if moved != self._moved:
+            self.seconds = 0.0
+        frame = _main_frame()
+        if frame is not None and not frame.f_code.co_filename.endswith(WAITS):
+            self.seconds += now - max(moved, self._last)
+        self._moved, self._last = moved, now
 
 
 class Beats:
@@ -116,13 +140,21 @@ def read_watched(folder: Path) -> tuple[float, list[dict[str, Any]]]:
 
 
 def _main_place() -> str:
-    """The innermost line of fmscale that the main thread is in, such as "train/loop.py:75 run_loop"."""
-    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    """The innermost line of fmscale that the main thread is in, such as "train/loop.py:75 run_loop", and the collective
+    in which it waits there: a rank that others wait for is often in the same line, and in none.
+    """
+    frame = _main_frame()
+    waits = frame.f_code if frame is not None and frame.f_code.co_filename.endswith(COLLECTIVES) else None
     while frame is not None and PACKAGE not in frame.f_code.co_filename:
         frame = frame.f_back
     if frame is None:
         return ""
-    return f"{frame.f_code.co_filename.rpartition(PACKAGE)[2]}:{frame.f_lineno} {frame.f_code.co_name}"
+    place = f"{frame.f_code.co_filename.rpartition(PACKAGE)[2]}:{frame.f_lineno} {frame.f_code.co_name}"
+    return f"{place}, in {waits.co_name}" if waits else place
+
+
+def _main_frame() -> FrameType | None:
+    return sys._current_frames().get(threading.main_thread().ident or 0)
 
 
 def lagging(states: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -132,7 +164,9 @@ def lagging(states: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def tell_places(states: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence on where the ranks are, the smallest groups first: a rank that others wait for is elsewhere."""
+    """A sentence on where the ranks are, the smallest groups first: a rank that others wait for is elsewhere. Before it
+    stands a rank that has worked for 2 s or more, and twice as long as any other.
+    """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for state in states:
         groups.setdefault((state["step"], state["phase"], state["place"]), []).append(state["rank"])
@@ -144,4 +178,10 @@ def tell_places(states: Sequence[Mapping[str, Any]]) -> str:
         told.append(f"{name_ranks(ranks)}{where} {verb} at step {step} in {phase}" + (f", {place}" if place else ""))
     late = lagging(states)
     lag = f"{name_ranks(late)} {'lags' if len(late) == 1 else 'lag'} behind; " if late else ""
-    return lag + "; ".join(told)
+    *_, second, last = [0.0, 0.0, *sorted(state["worked"] for state in states)]
+    work = [
+        f"rank {state['rank']} on {state['host']} worked {last:.0f} s, and the others {second:.0f} s or less; "
+        for state in states
+        if state["worked"] == last >= max(2.0, 2 * second)
+    ]
+    return lag + "".join(work) + "; ".join(told)

@@ -34,10 +34,12 @@ def test_ranks_of_a_run(tmp_path: Path) -> None:
     lines = shown(str(tmp_path), "--once").splitlines()
     assert re.search(r"1,234 tokens/s, told \d+ s ago$", lines[0])
     assert lines[1].split() == ["rank", "host", "step", "phase", "seconds", "place", "note"]
-    assert [line.split() for line in lines[2:]] == [
-        ["0", "node-1", "9", "train", "2", "train/loop.py:80"],
-        ["1", "node-1", "8", "train", "2", "train/loop.py:80", "lags"],
-        ["2", "node-1", "7", "train", "2", "train/loop.py:80", "silent", "40", "s"],
+    rows = [line.split() for line in lines[2:]]
+    assert all(int(row.pop(4)) >= 2 for row in rows)
+    assert rows == [
+        ["0", "node-1", "9", "train", "train/loop.py:80"],
+        ["1", "node-1", "8", "train", "train/loop.py:80", "lags"],
+        ["2", "node-1", "7", "train", "train/loop.py:80", "silent", "40", "s"],
     ]
     rows = json.loads(shown(str(tmp_path), "--json"))
     assert [(row["rank"], row["note"]) for row in rows] == [(0, ""), (1, "lags"), (2, "silent 40 s")]

@@ -80,23 +80,20 @@ def launch(
     run: str,
     launcher: str,
     settings: Sequence[str] = (),
-    own: Mapping[str, Sequence[str]] = {},
     options: Sequence[str] = (),
     variables: Mapping[str, Mapping[str, str]] = {},
     nodes: str = "",
 ) -> HostRun:
-    """Start FOLDER/run.yaml with a rank on each host. `own`, `variables`: settings and environment of single hosts, and
-    `nodes` a range of their number, for torchrun.
+    """Start FOLDER/run.yaml with a rank on each host. `variables`: environment of a launcher; `nodes`: a range of their
+    number, for torchrun.
     """
     started = HostRun(folder=folder, run=run)
-    words = [FMSCALE, "launch", "run.yaml", f"train.run={run}", *settings, "--with", launcher]
+    # Relative paths would lead past a host's own mounts: nsenter opens the folder in those of the machine.
+    words = [FMSCALE, "launch", str(folder / "run.yaml"), f"train.run={run}", *settings, "--with", launcher]
     if launcher == "torchrun":
         many = ["--nodes", nodes or str(len(hosts.names)), "--procs-per-node", "1"]
         meeting = [*many, "--master-addr", hosts.names[0], "--master-port", str(PORT), *options]
-        commands = {
-            name: [*words, *own.get(name, ()), *meeting, "--node-rank", str(number)]
-            for number, name in enumerate(hosts.names)
-        }
+        commands = {name: [*words, *meeting, "--node-rank", str(number)] for number, name in enumerate(hosts.names)}
     else:
         hostfile = folder / "hosts"
         hostfile.write_text("".join(f"{name} slots=1\n" for name in hosts.names))

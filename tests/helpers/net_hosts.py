@@ -21,6 +21,7 @@ SPACES = ("--net", "--mount", "--uts", "--time", "--pid", "--fork", "--kill-chil
 SSH_PORT = 22
 START_SECONDS = 10.0
 GROUPS = Path("/sys/fs/cgroup/cpu")
+SECOND_US = 1_000_000
 
 BRIDGE = "ip link set lo up; ip link add bridge type bridge; ip link set bridge up; echo up; exec sleep infinity"
 HOST = """
@@ -106,12 +107,13 @@ class NetHosts:
         self._on_bridge(f"ip link set {name} down")
 
     def throttle(self, name: str, share: float) -> None:
-        """Leave a host so much of one core."""
+        """Leave a host so much of one core, in one piece a second."""
         group = GROUPS / f"{self.folder.name}-{name}"
         group.mkdir()
         self._groups.append(group)
-        period = int((group / "cpu.cfs_period_us").read_text())
-        (group / "cpu.cfs_quota_us").write_text(str(int(share * period)))
+        # The kernel gives no group less than 1 ms of a period, and no period is longer than this.
+        (group / "cpu.cfs_period_us").write_text(str(SECOND_US))
+        (group / "cpu.cfs_quota_us").write_text(str(int(share * SECOND_US)))
         for pid in self.pids(name):
             (group / "cgroup.procs").write_text(str(pid))
 

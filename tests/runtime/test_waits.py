@@ -22,7 +22,7 @@ from torch import distributed
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from fmscale.errors import ConfigError, RankError
-from fmscale.runtime import group, waits
+from fmscale.runtime import group, tcp_store, waits
 from fmscale.runtime.group import allow_open_files, connect, init_distributed
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.tcp_store import serve_store
@@ -382,6 +382,13 @@ def test_a_port_in_use_and_a_rank_zero_that_is_not_there() -> None:
         assert "MASTER_PORT" in caught.value.remedy
     with pytest.raises(RankError, match=r"rank 1 on .* did not reach rank 0 within 0 s"):
         connect(World(rank=1, world_size=2, master=("127.0.0.1", port)), deadline=0.1)
+
+
+def test_a_rank_whose_node_does_not_know_rank_zeros_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_store, "NAME_SECONDS", 0.0)
+    words = f"no-such-host.invalid, the node where all meet, does not resolve on {socket.gethostname()}"
+    with pytest.raises(ConfigError, match=words):
+        connect(World(rank=1, world_size=2, master=("no-such-host.invalid", 1)), deadline=5)
 
 
 def test_ranks_of_one_node_meet_on_loopback_whatever_the_address_that_they_are_given() -> None:

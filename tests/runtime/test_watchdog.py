@@ -3,11 +3,13 @@
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,20 +22,22 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from fmscale.errors import FormatError, ObjectNotFound, RankError
 from fmscale.runtime import failure, watchdog
+from fmscale.runtime.axes import Axis
+from fmscale.runtime.collectives import total
 from fmscale.runtime.failure import Whereabouts, first_failure, recorded
 from fmscale.runtime.group import connect
 from fmscale.runtime.peers import Peers, identity
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.watchdog import Watchdog
-from fmscale.runtime.watched import Pace, lagging, read_watched, tell_places, write_watched
+from fmscale.runtime.watched import Pace, WorkTime, lagging, read_watched, state_of, tell_places, write_watched
 from fmscale.runtime.world import World, read_world
 from tests.helpers.ranks import RankDied, run_ranks
 
 
 def state(rank: int, step: int, phase: str = "train", place: str = "train/loop.py:80 run_loop") -> dict[str, object]:
     told = {"rank": rank, "host": "a", "step": step, "phase": phase, "seconds": 3.0, "place": place}
-    return {**told, "seeks": False}
+    return {**told, "worked": 0.0, "seeks": False}
 
 
 def test_the_ranks_that_others_wait_for_are_told_first() -> None:
@@ -44,13 +48,25 @@ def test_the_ranks_that_others_wait_for_are_told_first() -> None:
         "ranks 0, 1, 2 on a are at step 7 in train, train/loop.py:80 run_loop"
     )
     assert tell_places([state(0, 7), state(1, 7, place="data/ahead.py:3 get")]).startswith("rank 0 on a is at")
+    worked = "rank 1 on a worked 5 s, and the others 2 s or less; ranks 0, 1 on a are at step 7"
+    assert tell_places([{**state(0, 7), "worked": 2.0}, {**state(1, 7), "worked": 5.0}]).startswith(worked)
+    assert tell_places([{**state(0, 7), "worked": 3.0}, {**state(1, 7), "worked": 5.0}]).startswith("ranks 0, 1 on a")
 
 
 def test_the_pace_is_that_of_the_steps_between_looks() -> None:
+    """Two steps of 2 s and one of 6 s are seen in two looks."""
     pace = Pace()
     for step, now in ((None, 0.0), (1, 50.0), (1, 52.0), (3, 54.0), (3, 55.0), (4, 60.0)):
         pace.count(step, now)
-    assert pace.median == (2.0 + 6.0) / 2
+    assert pace.median == 2.0
+
+
+def test_the_work_of_a_step_is_counted_from_its_begin() -> None:
+    work, seconds = WorkTime(), []
+    for moved, now in ((10.0, 12.0), (10.0, 13.0), (13.5, 14.0)):
+        work.count(moved, now)
+        seconds.append(work.seconds)
+    assert seconds == [2.0, 3.0, 0.5]
 
 
 def test_states_are_one_file_and_anything_else_is_refused(tmp_path: Path) -> None:
@@ -215,8 +231,17 @@ def deaf(rank: int, size: int, folder: str) -> None:
         where = Whereabouts(phase="building the model")
         dog = Watchdog(store, World(), where, Path(folder), StopFlag(), limit=60.0)
         dog.start([identity()])
+        threading.Thread(target=stop_in_a_collective, args=(where,), daemon=True).start()
+        total(torch.zeros(1), Axis(size=size, rank=rank))
+
+
+def stop_in_a_collective(where: Whereabouts) -> None:
+    while not state_of(0, where, 0.0)["place"].endswith(" total, in all_reduce"):
+        time.sleep(0.01)
+    work = WorkTime()
+    work.count(1.0, 9.0)
+    if work.seconds == 0.0:  # it waits, and does not work
         os.kill(os.getpid(), signal.SIGTERM)
-        distributed.recv(torch.zeros(()), src=1)
 
 
 def test_a_rank_in_a_call_that_does_not_return_obeys_a_stop(tmp_path: Path) -> None:
@@ -227,3 +252,4 @@ def test_a_rank_in_a_call_that_does_not_return_obeys_a_stop(tmp_path: Path) -> N
     assert report is not None
     assert "told to stop by SIGTERM, and is in a call that does not return" in report["cause"]
     assert (report["rank"], report["phase"]) == (0, "building the model")
+    assert re.search(r"collectives\.py:\d+ total, in all_reduce", (tmp_path / "stacks-rank00000.txt").read_text())
