@@ -74,4 +74,5 @@ print(faults[2] - faults[0])
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_of_a_forward_is_there_for_the_next_one() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 5 * 1024, "10 tensors of 1,024 pages each, in 2 forwards"
+    # Without it all 20,480; where the heap lies decides if six of the tensors are taken once more.
+    assert int(done.stdout) < 10 * 1024, "10 tensors of 1,024 pages each, in 2 forwards"

@@ -1,36 +1,27 @@
 """Ranks that meet and wait for each other: in real processes, by name, with a time limit."""
 
-import gc
 import logging
 import os
 import re
-import resource
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
-import torch
-from torch import distributed
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from fmscale.errors import ConfigError, RankError
-from fmscale.runtime import group, tcp_store, waits
-from fmscale.runtime.group import allow_open_files, connect, init_distributed
+from fmscale.runtime import waits
+from fmscale.runtime.group import connect
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.tcp_store import serve_store
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World, read_world
-from tests.helpers.listeners import listeners
 from tests.helpers.ranks import run_ranks
-from tests.helpers.s3_server import free_ports
 
 
 def rank_waits() -> HostWaits:
@@ -95,15 +86,6 @@ def server_goes(rank: int, size: int) -> None:
         waits.fail(RankError("nobody is there to hear it"), "save")
 
 
-def add_up(rank: int, size: int) -> float:
-    world = read_world(os.environ)
-    distributed.destroy_process_group()
-    init_distributed(world, connect(world), device="cpu")
-    value = torch.tensor(float(rank))
-    distributed.all_reduce(value)
-    return value.item()
-
-
 def test_values_are_exchanged_and_names_can_be_used_again() -> None:
     assert run_ranks(exchange, 3) == [[[f"{r}/{use}" for r in range(3)] for use in range(3)]] * 3
     assert run_ranks(follow_rank_zero, 3) == [[], ["0", "1", "2"], ["0", "1", "2"]]
@@ -122,10 +104,6 @@ def test_a_failure_ends_the_waits_of_the_others() -> None:
 def test_a_rank_zero_that_goes_ends_the_waits() -> None:
     with pytest.raises(RankError, match="rank 1 lost its connection to rank 0 while it waited in save"):
         run_ranks(server_goes, 2)
-
-
-def test_torch_distributed_over_the_same_store() -> None:
-    assert run_ranks(add_up, 2) == [1.0, 1.0]
 
 
 def test_a_process_alone_waits_for_nobody_and_needs_no_port() -> None:
@@ -154,17 +132,6 @@ def test_a_long_wait_is_logged_while_it_lasts(caplog: pytest.LogCaptureFixture) 
     waiter.join(10)
     assert caplog.records[0].getMessage().endswith(" s for rank 0 in ingest")
     assert caplog.records[-1].getMessage().startswith("rank 3 waited ")
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopFlag]:
-    """A flag that SIGTERM has set; waits that observe it end at once."""
-    for module in (waits, group):
-        monkeypatch.setattr(module, "STOP_SECONDS", 0.0)
-    flag = StopFlag().install()
-    os.kill(os.getpid(), signal.SIGTERM)
-    yield flag
-    flag.remove()
 
 
 def test_a_stop_ends_a_wait_that_heeds_it(told: StopFlag) -> None:
@@ -323,85 +290,3 @@ def test_rank_zero_parts_last_and_waits_for_no_rank_that_has_ended(monkeypatch: 
     alone, began = HostWaits(HashStore(), World(rank=0, world_size=2)), clock[0]
     alone.part()
     assert clock[0] - began >= waits.STOP_SECONDS
-
-
-def sockets(rank: int, size: int) -> list[int]:
-    """New TCP connections of this rank: with a group and a clone of it, and after a sum."""
-    world = read_world(os.environ)
-    distributed.destroy_process_group()
-    store = connect(world)
-    gc.collect()
-
-    def now() -> set[Any]:
-        found = psutil.Process().net_connections("tcp")
-        return {(one.laddr, one.raddr) for one in found if one.status == "ESTABLISHED"}
-
-    before = now()
-    init_distributed(world, store, device="cpu")
-    distributed.new_group(list(range(size)))
-    grouped = now()
-    HostWaits(store, world).barrier("counted")
-    distributed.all_reduce(torch.ones(()))
-    return [len(grouped - before), len(now() - before)]
-
-
-def test_ranks_open_a_socket_to_another_when_they_first_talk() -> None:
-    assert run_ranks(sockets, 2) == [[0, 1], [0, 1]]
-
-
-def test_a_process_may_open_all_the_files_that_its_system_allows() -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, limits[1]), limits[1]))
-    try:
-        assert allow_open_files() == limits[1]
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_a_rank_that_looks_for_rank_zero_heeds_a_stop_and_says_what_it_does(
-    told: StopFlag, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(group, "NOTICE_SECONDS", 0.0)
-    monkeypatch.setattr(group, "STOP_SECONDS", 0.1)
-    port = free_ports(1)[0]
-    world = World(rank=1, world_size=2, master=("127.0.0.1", port))
-    with pytest.raises(RankError, match=r"did not reach rank 0 within \d+ s, .*told to stop \(SIGTERM\)"):
-        connect(world, stop=told)
-    assert caplog.records[0].getMessage().endswith(f" s for rank 0 at 127.0.0.1:{port}: Connection refused")
-
-
-def test_a_port_in_use_and_a_rank_zero_that_is_not_there() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match="Rank 0 cannot open the port") as caught:
-            connect(World(world_size=2, master=("127.0.0.1", port)), deadline=1)
-        assert caught.value.found == f"127.0.0.1:{port}"
-        assert "MASTER_PORT" in caught.value.remedy
-    with pytest.raises(RankError, match=r"rank 1 on .* did not reach rank 0 within 0 s"):
-        connect(World(rank=1, world_size=2, master=("127.0.0.1", port)), deadline=0.1)
-
-
-def test_a_rank_whose_node_does_not_know_rank_zeros_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp_store, "NAME_SECONDS", 0.0)
-    words = f"no-such-host.invalid, the node where all meet, does not resolve on {socket.gethostname()}"
-    with pytest.raises(ConfigError, match=words):
-        connect(World(rank=1, world_size=2, master=("no-such-host.invalid", 1)), deadline=5)
-
-
-def test_ranks_of_one_node_meet_on_loopback_whatever_the_address_that_they_are_given() -> None:
-    port = free_ports(1)[0]
-    place: dict[str, Any] = {"world_size": 2, "local_size": 2, "master": ("no-such-host.invalid", port)}
-    first, second = (connect(World(rank=rank, **place), deadline=5) for rank in range(2))
-    first.set("key", "value")
-    assert second.get("key") == b"value"
-    assert [place for place in listeners(os.getpid()) if place[1] == port] == [("127.0.0.1", port)]
-
-
-def test_a_process_alone_listens_nowhere() -> None:
-    before = set(listeners(os.getpid()))
-    store = connect(World())
-    store.set("key", "value")
-    assert set(listeners(os.getpid())) == before
