@@ -199,8 +199,8 @@ def start_and_restore(size: int, steps: list[list[Step]], folder: Path) -> dict[
     for worker in (*workers, server):
         worker.join()
     barriers = sum(kind == "barrier" for kind, _, _ in steps[0])
-    # A turn of a watchdog tells its state, and looks for a failure; the other looks are those of ranks that wait.
-    early = counts["early compare_set failed"] - counts["set watch"]
+    # Each turn of a watchdog has a look for a failure; the other looks are those of ranks that wait.
+    early = counts["early compare_set failed"] - TURNS * size
     waited = sum(count for name, count in counts.items() if name.endswith(" barrier")) + early
     messages = sum(count * (2 if name.split()[0] in VALUES else 1) for name, count in counts.items())
     return {
