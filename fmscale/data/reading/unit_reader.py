@@ -120,20 +120,14 @@ class UnitReader:
         for ref, low, part in by_shard(segment, "tokens", start, len(out)):
             try:
                 self.fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"), next_use)
-            except CorruptChunk as error:
-                damaged += self._salvage(ref, layout, low, out[part], part.start, error)
+            except CorruptChunk:
+                damaged += self._salvage(ref, layout, low, out[part], part.start)
         return damaged
 
-    def _salvage(
-        self, ref: ObjectRef, layout: ArrayLayout, low: int, out: np.ndarray, at: int, error: CorruptChunk
-    ) -> list[Damage]:
-        """Read a shard from row `low` on by chunks, after an error. Returns ranges without a good copy, as rows of
-        `out` plus `at`.
-        """
+    def _salvage(self, ref: ObjectRef, layout: ArrayLayout, low: int, out: np.ndarray, at: int) -> list[Damage]:
+        """Read a shard from row `low` on by chunks. Returns ranges without a good copy, as rows of `out` plus `at`."""
         damaged: list[Damage] = []
         high = low + len(out)
-        if error.missing and self.fetcher.cache is None and not self.fetcher.tiers:
-            return [(at, at + len(out), error)]
         for chunk in range(low // layout.inner, -(-high // layout.inner)):
             start, stop = max(low, chunk * layout.inner), min(high, (chunk + 1) * layout.inner)
             try:

@@ -26,12 +26,11 @@ RUN_BYTES = 512 << 10
 
 
 class CorruptChunk(CorruptData):
-    """A chunk that no source can serve with its recorded bytes. `missing`: its object is not there."""
+    """A chunk that no source can serve with its recorded bytes."""
 
-    def __init__(self, key: str, chunk: int, reason: str, missing: bool = False) -> None:
+    def __init__(self, key: str, chunk: int, reason: str) -> None:
         self.key = key
         self.chunk = chunk
-        self.missing = missing
         super().__init__(
             f"chunk {chunk} of {key} cannot be served: {reason}",
             remedy="`fmscale dataset verify` lists all damage; restore the object or ingest it again.",
@@ -240,7 +239,7 @@ class Fetcher:
             try:
                 self.backend.read_into(ref.key, start, part)
             except (CorruptData, ObjectNotFound) as error:
-                raise CorruptChunk(ref.key, chunk, error.cause, isinstance(error, ObjectNotFound)) from error
+                raise CorruptChunk(ref.key, chunk, error.cause) from error
             if verify_chunks(part, ref.crc32c[chunk : chunk + 1], ref.chunk_bytes) >= 0:
                 raise CorruptChunk(ref.key, chunk, "its bytes do not match their crc32c")
 
