@@ -44,8 +44,10 @@ batch: {{global_batch: 8, micro_batch: 2}}
 train: {{folder: {folder}/runs, log_every: 1, precision: fp32, device: cpu, record_delivery: true}}
 schedule: {{kind: constant}}
 checkpoint: {{every: {save}}}
-evaluation: {{every: {evaluate}, sets: [{{dataset: d, rows: 64}}]}}
+evaluation: {{every: {evaluate}, sets: [{{dataset: d, rows: {rows}}}]}}
 """
+EVALUATED_ROWS = 256
+"""An evaluation of 0.7 s: many steps, so that a moment drawn within it does not miss it."""
 PATIENCE = 180.0
 """Seconds that a start, a step or an end may take on a busy machine."""
 SEED = 13
@@ -245,7 +247,9 @@ def lengths(run: Run) -> Lengths:
 
 
 def moments(phase: str, goal: int, skip: int) -> Callable[[list[int]], int | None]:
-    """A function of the steps that a start has taken: the step behind which the phase runs, once it was taken."""
+    """A function of the steps that a start has recorded: the step behind which the phase runs, once it was taken. An
+    evaluation comes before the record of its step, so its moment is that of the record before.
+    """
     kinds: dict[str, Callable[[int], bool]] = {
         "start": lambda step: True,
         "step": lambda step: step % SAVE_EVERY != 0 and step % EVALUATE_EVERY != 0,
@@ -257,6 +261,8 @@ def moments(phase: str, goal: int, skip: int) -> Callable[[list[int]], int | Non
     if phase == "end":
         return lambda steps: goal if goal in steps else None
     wanted = kinds[phase]
+    if phase == "evaluation":
+        return lambda steps: next((step + 1 for step in steps if wanted(step + 1) and step + 1 < goal), None)
     behind = skip if phase == "step" else 0
     return lambda steps: next((step for step in steps[behind:] if wanted(step) and step < goal), None)
 
@@ -266,7 +272,7 @@ def killed_runs(run: Run, kills: Sequence[Kill], times: Lengths, chance: random.
     before = 0
     for kill in kills:
         while True:
-            delay = chance.uniform(0, getattr(times, kill.phase))
+            delay = chance.uniform(0, getattr(times, kill.phase)) + times.step * (kill.phase == "evaluation")
             moment = moments(kill.phase, run.goal, chance.randrange(3))
             process, began = run.start()
             step, reason = awaited(run, process, began, moment)
@@ -335,7 +341,7 @@ def kills_of(folder: Path, count: int, seed: int) -> Iterator[Record]:
     chance = random.Random(seed)
     plan = drawn(count, chance)
     yield from killed_ingests(folder, [kill for kill in plan if kill.phase == "ingest"], chance)
-    text = CONFIG.format(folder=folder, save=SAVE_EVERY, evaluate=EVALUATE_EVERY)
+    text = CONFIG.format(folder=folder, save=SAVE_EVERY, evaluate=EVALUATE_EVERY, rows=EVALUATED_ROWS)
     (folder / "run.yaml").write_text(text)
     for system in SYSTEMS:
         kills = [kill for kill in plan if kill.phase != "ingest" and kill.system == system]

@@ -34,12 +34,13 @@ class RankEnd(NamedTuple):
     """True if this process got a stop signal before."""
 
 
-def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEnd:
+def run_launch(launch: Launch, program: str, folder: Path, tell: Tell, *, more: bool = False) -> RankEnd:
     """Start a launch and wait for its end.
 
     The ranks run `program`. The run's `folder` loses the error.json of an earlier attempt. The first
     SIGUSR1, SIGTERM, SIGINT or SIGHUP asks the ranks to save and end, the second tells the launcher to end them,
-    and the third kills all processes of the launch on this host.
+    and the third kills all processes of the launch on this host. If no `more` launches follow, this process ignores
+    these signals from the launcher's end on: it must not report an end by a signal while Python ends.
     Raises ConfigError if the launcher cannot be executed.
     """
     if not launch.detached:
@@ -64,7 +65,12 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEn
                     kill_tree(process.pid)
             if stops == 1 and process.poll() is None:
                 asking = _ask(launch, process, program, asking)
+        # A stop that came with the launcher's end stops the launches that would follow.
+        stops += signal.sigtimedwait(awaited - {signal.SIGCHLD}, 0) is not None
     finally:
+        if not more:
+            for number in STOPS:
+                signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = process.returncode
     return RankEnd(status=status if status >= 0 else 128 - status, stopped=stops > 0)

@@ -136,7 +136,7 @@ def launch(
             say_lines(start.as_shell())
             continue
         _tell(start.summary + f", run {run.train.run}" * (len(requests) > 1))
-        ended = run_launch(start, program, place, tell=_tell)
+        ended = run_launch(start, program, place, tell=_tell, more=one is not requests[-1])
         status = status or ended.status
         if ended.status and not doctor:
             show_failure(place, ended)

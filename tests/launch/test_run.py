@@ -293,6 +293,29 @@ def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(
     assert f"No rank wrote {tmp_path}/error.json" in out
 
 
+BEHIND = """
+import os, signal, sys
+from pathlib import Path
+from fmscale.launch.launch import Launch
+from fmscale.launch.run import run_launch
+
+def launched(*words, more):
+    launch = Launch(argv=words, environment={}, summary="", stop_by="launcher")
+    return run_launch(launch, "rank", Path(sys.argv[1]), print, more=more)
+
+told = launched("sh", "-c", "kill -TERM $PPID", more=True)
+assert told.stopped and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, told
+last = launched("true", more=False)
+os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(last.status)
+"""
+
+
+def test_a_stop_behind_the_end_of_a_launch_is_no_failure(tmp_path: Path) -> None:
+    status, out = finish(start(sys.executable, "-c", BEHIND, str(tmp_path)))
+    assert status == 0, out
+
+
 @pytest.mark.parametrize("launcher", ["local", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_ranks_do_not_outlive_a_killed_launch(launcher: str, tmp_path: Path) -> None:
     process = start(*command(launcher, tmp_path, "wait"))
