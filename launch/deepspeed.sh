@@ -44,8 +44,9 @@ if [ ! -s "$HOSTFILE" ]; then
 fi
 # The first host has rank 0. deepspeed passes only variables of its own choice to the nodes: env passes the others.
 # --force_multi: a hostfile with one host means that host, not this node.
+# over_ssh is deepspeed's launcher, whose end would end all of its runs on the hosts: so it ends this run alone.
 first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$HOSTFILE")
-exec deepspeed --hostfile "$HOSTFILE" --force_multi --master_addr "$first" --master_port "$MASTER_PORT" \
+exec python3 -m fmscale.launch.over_ssh --hostfile "$HOSTFILE" --force_multi --master_addr "$first" --master_port "$MASTER_PORT" \
     --no_local_rank --no_python env OMP_NUM_THREADS="$OMP_NUM_THREADS" NCCL_DEBUG="$NCCL_DEBUG" \
     PYTHONUNBUFFERED="$PYTHONUNBUFFERED" PYTHONFAULTHANDLER="$PYTHONFAULTHANDLER" \
     PYTORCH_ALLOC_CONF="$PYTORCH_ALLOC_CONF" TORCH_FR_BUFFER_SIZE="$TORCH_FR_BUFFER_SIZE" \

@@ -46,6 +46,19 @@ def test_a_script_passes_each_variable_to_other_nodes(name: str) -> None:
     assert {name for names in passed for name in names} >= RANK_ENVIRONMENT.keys()
 
 
+def test_deepspeed_over_ssh_ends_its_own_run_alone(tmp_path: Path) -> None:
+    """A run by hand, whose end `deepspeed` itself would make the end of all runs on the hosts."""
+    for name, text in {"python3": 'echo "$@"', "fmscale": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "hosts").write_text("node-1 slots=2\n")
+    script = ["sh", str(LAUNCH / "deepspeed.sh"), "run.yaml"]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOSTFILE": "hosts"}
+    said = subprocess.check_output(script, cwd=tmp_path, env=environment, text=True)
+    assert said.startswith("-m fmscale.launch.over_ssh --hostfile hosts --force_multi --master_addr node-1 ")
+    assert said.endswith(f"{tmp_path}/fmscale train run.yaml\n")
+
+
 JOB = {"SLURM_NTASKS": "4", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7"}
 INSIDE = {
     "bare": "task",
