@@ -79,6 +79,34 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(ours, (x, weight), fast_mode=True)
 
 
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8)])
+def test_gradcheck_of_the_reference(shape: tuple[int, ...]) -> None:
+    x, residual, weight = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape, shape, (8,)))
+    assert torch.autograd.gradcheck(rms_norm_eager, (x, weight, residual))
+    assert torch.autograd.gradcheck(rms_norm_eager, (x, weight))
+    assert torch.autograd.gradcheck(rms_norm_eager, (x, weight.detach()))
+    assert torch.autograd.gradcheck(rms_norm_eager, (x.detach(), weight))
+
+
+def test_the_reference_has_torchs_bits_and_keeps_the_rows_and_a_number_a_row() -> None:
+    x, weight = (torch.randn(s, requires_grad=True) for s in ((40, 96), (96,)))
+    kept = dict[int, int]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = rms_norm_eager(x, weight, eps=1e-6)
+    assert isinstance(y, Tensor)
+    assert sorted(kept.values()) == [40, 96, 40 * 96]
+    with torch.no_grad():
+        again = rms_norm_eager(x, weight, eps=1e-6)
+        assert isinstance(again, Tensor)
+        assert torch.equal(y, again)
+        assert torch.equal(y, torch.nn.functional.rms_norm(x, (96,), weight, 1e-6))
+
+
 def test_registration(device: torch.device) -> None:
     x, residual, weight = (data(torch.float32, device, *s).requires_grad_() for s in ((5, 8), (5, 8), (8,)))
     torch.library.opcheck(torch.ops.fmscale.rms_norm.default, (x, residual, weight, 1e-6))
