@@ -22,8 +22,9 @@ Steps = Iterator[list[Tensor]]
 class Foreign:
     """A loop around a model of its own; `losses` has the mean loss of each step."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], config: Config, steps: Steps):
-        self._model, self._loss, self._steps = model.train(), loss, steps
+    def __init__(self, model: nn.Module, logits: Callable[[Tensor], Tensor], config: Config, steps: Steps):
+        self._model, self._steps = model.train(), steps
+        self.logits = logits
         self._clip = config.optimizer.clip_norm
         decayed = [p for p in model.parameters() if p.dim() >= 2]
         others = [p for p in model.parameters() if p.dim() < 2]
@@ -47,7 +48,7 @@ class Foreign:
             microbatches = next(self._steps)
             total = 0.0
             for rows in microbatches:
-                loss = self._loss(self._model, rows)
+                loss = functional.cross_entropy(self.logits(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
                 (loss / len(microbatches)).backward()
                 total += loss.item() / len(microbatches)
             nn.utils.clip_grad_norm_(self._model.parameters(), self._clip or float("inf"))
@@ -69,12 +70,7 @@ def llama(config: Config, engine: Engine, steps: Steps) -> Foreign:
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             theirs[names[name.split("model.", 1)[1]]].copy_(parameter.float())
-
-    def loss(model: Any, rows: Tensor) -> Tensor:
-        logits = model(rows[:, :-1]).logits
-        return functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
-
-    return Foreign(model, loss, config, steps)
+    return Foreign(model, lambda ids: cast(Tensor, model(ids).logits), config, steps)
 
 
 class _Block(nn.Module):
@@ -116,26 +112,15 @@ class _NanoGpt(nn.Module):
 def nanogpt(config: Config, steps: Steps) -> Foreign:
     """A model of the same width and depth as nanoGPT builds it: learned positions, LayerNorm, GELU, a tied head."""
     torch.manual_seed(config.train.seed)
-
-    def loss(model: nn.Module, rows: Tensor) -> Tensor:
-        logits = model(rows[:, :-1])
-        return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-
-    return Foreign(_NanoGpt(cast(ModelConfig, config.model)), loss, config, steps)
+    model = _NanoGpt(cast(ModelConfig, config.model))
+    return Foreign(model, model, config, steps)
 
 
-def loss_at(seconds: float, segments: Sequence[float], losses: Sequence[float]) -> float:
-    """Mean loss of the last segment that ended within `seconds` of CPU time; `segments` are their CPU-seconds. Raises
-    ValueError if none ended.
-    """
-    steps = len(losses) // len(segments)
-    spent, ended = 0.0, 0
-    for each in segments:
-        spent += each
-        if spent > seconds * (1 + 1e-9):
-            break
-        ended += 1
-    if not ended:
-        raise ValueError(f"no segment ended within {seconds} s")
-    last = losses[(ended - 1) * steps : ended * steps]
-    return sum(last) / len(last)
+def mean_loss(logits: Callable[[Tensor], Tensor], rows: Sequence[Tensor]) -> float:
+    """Mean loss of the next tokens of rows (B, T + 1), each read as one document."""
+    with torch.no_grad():
+        found = [
+            functional.cross_entropy(logits(each[:, :-1]).flatten(0, 1).float(), each[:, 1:].flatten()).item()
+            for each in rows
+        ]
+    return sum(found) / len(found)

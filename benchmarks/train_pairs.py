@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.train_foreign import llama, nanogpt
+from benchmarks.train_foreign import llama, mean_loss, nanogpt
 from fmscale.config import Config, derive_batch, load_config
 from fmscale.data.batch import Microbatch
 from fmscale.data.ingest import ingest
@@ -96,17 +96,31 @@ def pairs(ours: Callable[[], None], other: Callable[[], None], tokens: int, coun
     return found
 
 
-def rounds(sides: dict[str, Callable[[], None]], tokens: int, count: int) -> list[dict[str, tuple[float, float]]]:
+def rounds(
+    sides: dict[str, Callable[[int], None]], steps: int, tokens: int, count: int
+) -> list[dict[str, tuple[float, float]]]:
     """`count` segments of each side in alternating order: tokens a second, and CPU-seconds."""
     found = []
     for number in range(count):
         spent = {}
         for name in list(sides) if number % 2 else reversed(sides):
             began, used = time.perf_counter(), time.process_time()
-            sides[name]()
+            sides[name](steps)
             spent[name] = tokens / (time.perf_counter() - began), time.process_time() - used
         found.append(spent)
     return found
+
+
+def level(sides: dict[str, Callable[[int], None]], segments: list[dict[str, tuple[float, float]]]) -> float:
+    """Train each side, step by step, until it has used the CPU-seconds of the side that used most; returns these."""
+    used = {name: sum(segment[name][1] for segment in segments) for name in sides}
+    budget = max(used.values())
+    for name, train in sides.items():
+        while used[name] < budget:
+            began = time.process_time()
+            train(1)
+            used[name] += time.process_time() - began
+    return budget
 
 
 def main(folder: Path, count: int, steps: int, *, foreign: bool = True) -> dict[str, Any]:
@@ -126,17 +140,18 @@ def main(folder: Path, count: int, steps: int, *, foreign: bool = True) -> dict[
         dry_run(loop, empty_batch(config, loop.loader, batch))
         step = 0
 
-        def train(chosen: Loop) -> None:
+        def train(chosen: Loop, number: int = steps) -> None:
             nonlocal step
-            run_loop(chosen, replace(length, first_step=step, steps=step + steps))
-            step += steps
+            run_loop(chosen, replace(length, first_step=step, steps=step + number))
+            step += number
 
         def taken(number: int) -> list[Microbatch]:
             return [next(loop.loader) for _ in range(number * batch.accumulation)]
 
         tokens = steps * batch.global_batch * config.data.sequence_length
         begin = loop.loader.state_dict()
-        each = [one.tokens.long() for one in taken(count * steps)]
+        each = [one.tokens.long() for one in taken(2 * count * steps)]
+        unseen = [one.tokens.long() for one in taken(2)]
         loop.loader.load_state_dict(begin)
         found: dict[str, Any] = {}
         if foreign:
@@ -145,9 +160,14 @@ def main(folder: Path, count: int, steps: int, *, foreign: bool = True) -> dict[
                 "transformers": llama(config, loop.engine, iter(in_steps)),
                 "nanogpt": nanogpt(config, iter(in_steps)),
             }
-            sides = {name: partial(other.train, steps) for name, other in others.items()}
-            found["foreign"] = rounds({"ours": lambda: train(loop), **sides}, tokens, count)
-            found["losses"] = {name: other.losses for name, other in others.items()}
+            sides: dict[str, Callable[[int], None]] = {name: other.train for name, other in others.items()}
+            sides = {"ours": partial(train, loop), **sides}
+            found["foreign"] = rounds(sides, steps, tokens, count)
+            found["losses"] = {name: other.losses[:] for name, other in others.items()}
+            found["seconds"] = level(sides, found["foreign"])
+            logits = {name: other.logits for name, other in others.items()}
+            logits["ours"] = lambda ids: loop.engine.module(lambda model: model.head(model(ids)))
+            found["unseen"] = {name: mean_loss(logits[name], unseen) for name in sides}
         ready = taken(1)
         rows = [loop.engine.objective.collate(one).to(session.device) for one in ready]
         valid = sum(float(one.weights.sum()) for one in rows)
