@@ -188,14 +188,10 @@ class _Normed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         h, weight, rstd = ctx.saved_tensors
-        normed, dh, dweight = h * rstd, None, None
-        if ctx.needs_input_grad[1]:
-            dweight = (dy * normed).reshape(-1, dy.shape[-1]).sum(0)
-        if ctx.needs_input_grad[0]:
-            dh = dy * weight
-            along = torch.linalg.vecdot(dh, normed)[..., None].div_(-h.shape[-1])
-            dh = dh.addcmul_(normed, along).mul_(rstd)
-        return dh, dweight, None
+        normed, dh = h * rstd, dy * weight
+        along = torch.linalg.vecdot(dh, normed)[..., None].div_(-h.shape[-1])
+        dweight = (dy * normed).reshape(-1, h.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
+        return dh.addcmul_(normed, along).mul_(rstd), dweight, None
 
 
 def rms_norm_eager(
@@ -206,10 +202,8 @@ def rms_norm_eager(
     if x.dtype == acc == weight.dtype and (residual is None or residual.dtype == acc):
         # the same operations and bits
         h = x if residual is None else x + residual
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            y = _Normed.apply(h, weight, eps)  # type: ignore[no-untyped-call]
-        else:
-            y = torch.nn.functional.rms_norm(h, weight.shape, weight, eps)
+        own = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        y = _Normed.apply(h, weight, eps) if own else torch.nn.functional.rms_norm(h, weight.shape, weight, eps)  # type: ignore[no-untyped-call]
         return y if residual is None else (y, h)
     h = x if residual is None else (x.to(acc) + residual.to(acc)).to(residual.dtype)
     wide = h.to(acc)
