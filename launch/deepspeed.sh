@@ -46,8 +46,9 @@ fi
 # --force_multi: a hostfile with one host means that host, not this node.
 # over_ssh is deepspeed's launcher, whose end would end all of its runs on the hosts: so it ends this run alone.
 first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$HOSTFILE")
-exec python3 -m fmscale.launch.over_ssh --hostfile "$HOSTFILE" --force_multi --master_addr "$first" --master_port "$MASTER_PORT" \
-    --no_local_rank --no_python env OMP_NUM_THREADS="$OMP_NUM_THREADS" NCCL_DEBUG="$NCCL_DEBUG" \
+exec python3 -m fmscale.launch.over_ssh --hostfile "$HOSTFILE" --force_multi \
+    --master_addr "$first" --master_port "$MASTER_PORT" --no_local_rank --no_python env \
+    OMP_NUM_THREADS="$OMP_NUM_THREADS" NCCL_DEBUG="$NCCL_DEBUG" \
     PYTHONUNBUFFERED="$PYTHONUNBUFFERED" PYTHONFAULTHANDLER="$PYTHONFAULTHANDLER" \
     PYTORCH_ALLOC_CONF="$PYTORCH_ALLOC_CONF" TORCH_FR_BUFFER_SIZE="$TORCH_FR_BUFFER_SIZE" \
     TORCH_NCCL_DUMP_ON_TIMEOUT="$TORCH_NCCL_DUMP_ON_TIMEOUT" "$(command -v fmscale)" train "$@"

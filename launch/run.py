@@ -39,8 +39,8 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell, *, more: 
 
     The ranks run `program`. The run's `folder` loses the error.json of an earlier attempt. The first
     SIGUSR1, SIGTERM, SIGINT or SIGHUP asks the ranks to save and end, the second tells the launcher to end them,
-    and the third kills all processes of the launch on this host. If no `more` launches follow, this process ignores
-    these signals from the launcher's end on: it must not report an end by a signal while Python ends.
+    and the third kills all processes of the launch on this host. If it was stopped, or no `more` launches follow, this
+    process ignores these signals from the launcher's end on: it must not report an end by a signal while Python ends.
     Raises ConfigError if the launcher cannot be executed.
     """
     if not launch.detached:
@@ -49,9 +49,9 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell, *, more: 
     ignored = {number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN}
     awaited = {signal.SIGCHLD, *(STOPS - ignored)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    stops, asking = 0, None
     try:
         process = _start(launch, mask)
-        stops, asking = 0, None
         while process.poll() is None:
             received = signal.sigtimedwait(awaited, AGAIN_SECONDS if stops == 1 else LOOK_SECONDS)
             if received is not None and received.si_signo != signal.SIGCHLD:
@@ -68,7 +68,7 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell, *, more: 
         # A stop that came with the launcher's end stops the launches that would follow.
         stops += signal.sigtimedwait(awaited - {signal.SIGCHLD}, 0) is not None
     finally:
-        if not more:
+        if stops or not more:
             for number in STOPS:
                 signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
